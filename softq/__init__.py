@@ -1,0 +1,1 @@
+"""softq: your language model is a Q-function."""

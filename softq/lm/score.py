@@ -1,0 +1,105 @@
+"""Tokens to per-token numbers: the one place where a vocabulary is seen.
+
+Training, inspection and search all read what `score` returns, so what is trained, shown and searched is one number.
+"""
+
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from typing import Protocol, cast
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from softq.lm.forest import grow
+from softq.mdp.readouts import LOGP
+from softq.records import Readout, Scored, Tokens, Tree
+
+CHUNK = 2**24
+"""Logits that exist at once, in numbers: 64 MiB of float32. Beyond it they are made in chunks, and again for the gradient."""
+
+
+class LanguageModel(Protocol):
+    """What a language model is here. TabularLM is one, and so is any causal LM of transformers (`lm.model`)."""
+
+    vocabulary: int
+
+    def states(self, tree: Tree) -> Tensor:
+        """[N] nodes -> [N, H]: what the head sees after each node."""
+        ...
+
+    def logits(self, states: Tensor) -> Tensor:
+        """[n, H] -> [n, V] in float32 or wider."""
+        ...
+
+
+class Models(nn.ModuleDict):
+    """Models by name: "policy", which is trained, and frozen ones such as "ref". Calling it scores.
+
+    One module with one forward, so that what wraps a module for several processes wraps all of scoring.
+    """
+
+    def forward(self, tokens: Tokens, needs: Sequence[Readout] = ()) -> Scored:
+        """See `score`."""
+        return _score(cast(Mapping[str, LanguageModel], self), tokens, needs)
+
+
+def score(models: Models, tokens: Tokens, needs: Sequence[Readout] = ()) -> Scored:
+    """Log-probabilities of the actions, and every readout of `needs`, per action.
+
+    Returns {"logp": [B, T] nats, and name: [B, T, ...] of each readout}, 0 outside action, on the models' device.
+    Gradient flows to "policy" alone, if gradient is enabled. `tokens` are on the CPU.
+    """
+    return models(tokens, needs)
+
+
+def _score(models: Mapping[str, LanguageModel], tokens: Tokens, needs: Sequence[Readout]) -> Scored:
+    readouts = {readout.name: readout for readout in (LOGP, *needs)}
+    seen = sorted({(name, readout.at) for readout in readouts.values() for name in readout.models})
+    missing = sorted({name for name, _ in seen} - set(models.keys()))
+    if missing:
+        raise ValueError(f"a readout sees the model(s) {missing}, but only {sorted(models.keys())} are loaded")
+    forest = grow(tokens)
+    acted = forest.node[tokens.action]
+    states = {name: _states(models[name], name, forest.tree, acted) for name in sorted({name for name, _ in seen})}
+    action = tokens.ids[:, 1:][tokens.action].to(states["policy"].device)
+    return {name: _scatter(_read(readout, models, states, action), tokens.action) for name, readout in readouts.items()}
+
+
+def _states(model: LanguageModel, name: str, tree: Tree, acted: Tensor) -> Tensor:
+    with nullcontext() if name == "policy" else torch.no_grad():
+        states = model.states(tree)
+        return states.index_select(0, acted.to(states.device))
+
+
+def _read(
+    readout: Readout, models: Mapping[str, LanguageModel], states: Mapping[str, Tensor], action: Tensor
+) -> Tensor:
+    """One readout for all n actions, [n, ...], in chunks whose logits are made again for the gradient, never kept."""
+
+    def reduce(part: slice) -> Tensor:
+        inputs = {name: _input(readout.at, models[name], name, states[name][part]) for name in readout.models}
+        return readout.fn(inputs, action[part])
+
+    graph = torch.is_grad_enabled() and "policy" in readout.models
+    width = max(models[name].vocabulary for name in readout.models)
+    step = max(1, CHUNK // width)
+    parts = [slice(start, start + step) for start in range(0, len(action), step)]
+    with nullcontext() if graph else torch.no_grad():
+        if len(parts) == 1:
+            return reduce(parts[0])
+        again = graph and readout.at == "logits"
+        return torch.cat([checkpoint(reduce, p, use_reentrant=False) if again else reduce(p) for p in parts])
+
+
+def _input(at: str, model: LanguageModel, name: str, states: Tensor) -> Tensor:
+    if at == "hidden":
+        return states
+    with nullcontext() if name == "policy" else torch.no_grad():
+        return model.logits(states)
+
+
+def _scatter(values: Tensor, action: Tensor) -> Tensor:
+    """[n, ...] in the order of the True entries -> [B, T, ...], 0 elsewhere."""
+    b, t = (index.to(values.device) for index in action.nonzero(as_tuple=True))
+    return values.new_zeros(*action.shape, *values.shape[1:]).index_put((b, t), values)

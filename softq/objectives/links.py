@@ -1,0 +1,37 @@
+"""Scalar functions that turn a margin into a loss. Tensors in, the same shape out."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def logistic(z: Tensor) -> Tensor:
+    """h(z) = -log σ(z); finite for any finite z."""
+    return F.softplus(-z)
+
+
+def smoothed_logistic(z: Tensor, label_smoothing: float) -> Tensor:
+    """(1-ε) h(z) + ε h(-z): logistic loss under labels that are flipped with probability ε."""
+    return (1 - label_smoothing) * logistic(z) + label_smoothing * logistic(-z)
+
+
+def flip_rate(label_smoothing: float) -> float:
+    """The share of flipped labels, checked: 0 ≤ ε < 1/2."""
+    if not 0 <= label_smoothing < 0.5:
+        raise ValueError(f"label_smoothing is {label_smoothing}; expected 0 ≤ label_smoothing < 0.5")
+    return label_smoothing
+
+
+def group_log_softmax(values: Tensor, group: Tensor) -> Tensor:
+    """[B] log of the softmax of each value within its group; group [B] holds numbers 0..G-1."""
+    groups = int(group.max()) + 1
+    highest = torch.full((groups,), -torch.inf, dtype=values.dtype, device=values.device)
+    highest = highest.scatter_reduce(0, group, values.detach(), "amax")
+    shifted = values - highest[group]
+    normaliser = torch.zeros_like(highest).index_add(0, group, shifted.exp()).log()
+    return shifted - normaliser[group]
+
+
+def group_sum(values: Tensor, group: Tensor) -> Tensor:
+    """[B] -> [G]: the sum of each group."""
+    return values.new_zeros(int(group.max()) + 1).index_add(0, group, values)

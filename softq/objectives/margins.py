@@ -1,0 +1,48 @@
+"""Pairs compared by the margin m = L(chosen) - L(rejected), L(y) = Σ_t log π/π_ref: a link and a line each."""
+
+from torch import Tensor
+
+from softq import masked
+from softq.mdp.readouts import REF_LOGP
+from softq.objectives import weights
+from softq.objectives.links import flip_rate, smoothed_logistic
+from softq.records import Batch, Method, Scored, Term, implicit
+
+
+def contrast(values: Tensor, batch: Batch) -> Tensor:
+    """[B] -> [P]: the value of the chosen row less that of the rejected one."""
+    return values[batch.pairs.chosen] - values[batch.pairs.rejected]
+
+
+def mean_log_ratio(scored: Scored, batch: Batch) -> Tensor:
+    """[B]: log π/π_ref per token, in nats."""
+    return masked.mean(scored["logp"] - scored["ref_logp"], batch.tokens.action, -1)
+
+
+def dpo(*, beta: float = 0.1, label_smoothing: float = 0.0) -> Method:
+    """DPO, arXiv 2305.18290, eq 7: h(β m), h(z) = -log σ(z).
+
+    label_smoothing ε > 0 is cDPO: (1-ε) h(βm) + ε h(-βm), for labels that are flipped with probability ε; its optimum is
+    finite, at βm = log (1-ε)/ε.
+    """
+    epsilon = flip_rate(label_smoothing)
+
+    def loss(scored: Scored, batch: Batch) -> Tensor:
+        return smoothed_logistic(beta * contrast(implicit(scored, batch), batch), epsilon)
+
+    return Method((Term("dpo", "pair", loss, weights.per_pair),), (REF_LOGP,), beta=beta, columns=("weight",))
+
+
+def ipo(*, beta: float = 0.1, length_average: bool = True) -> Method:
+    """IPO, arXiv 2310.12036, eq 17: (m - 1/(2β))², β playing the paper's τ.
+
+    The margin compares log-ratios per token, as its authors confirmed and libraries do; length_average=False compares the
+    paper's sums, which want a β smaller by about the length of a completion.
+    """
+    score = mean_log_ratio if length_average else implicit
+
+    def loss(scored: Scored, batch: Batch) -> Tensor:
+        return (contrast(score(scored, batch), batch) - 1 / (2 * beta)) ** 2
+
+    terms = (Term("ipo", "pair", loss, weights.per_pair),)
+    return Method(terms, (REF_LOGP,), beta=beta, columns=("weight",), reward=score)

@@ -1,0 +1,25 @@
+"""Pairs compared as two distributions: the sort of optimal transport in one dimension couples a whole step."""
+
+from torch import Tensor
+
+from softq.mdp.readouts import REF_LOGP
+from softq.objectives import weights
+from softq.objectives.links import flip_rate, smoothed_logistic
+from softq.objectives.margins import contrast
+from softq.records import Batch, Method, Scored, Term
+
+
+def aot(*, beta: float = 0.01, label_smoothing: float = 0.0) -> Method:
+    """AOT (paired), arXiv 2406.05882: h(βd), d = sort(policy margins) - sort(reference margins), ascending.
+
+    First-order dominance of the policy's margins over the reference's. A value of the loss belongs to a sorted slot, not
+    to a pair. label_smoothing as in dpo.
+    """
+    epsilon = flip_rate(label_smoothing)
+
+    def loss(scored: Scored, batch: Batch) -> Tensor:
+        policy = contrast(scored["logp"].sum(-1), batch).sort().values
+        reference = contrast(scored["ref_logp"].sum(-1), batch).sort().values
+        return smoothed_logistic(beta * (policy - reference), epsilon)
+
+    return Method((Term("aot", "pair", loss, weights.per_slot),), (REF_LOGP,), beta=beta, coupled=True)

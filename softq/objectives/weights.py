@@ -1,0 +1,60 @@
+"""How much each value of a loss counts. Only this file averages, always over a whole optimiser step.
+
+A weight function sees the step before it is cut into micro-batches, so the cut can not change the gradient.
+"""
+
+import torch
+from torch import Tensor
+
+from softq import masked
+from softq.records import Batch, Labels, Pairs, group_of
+
+
+def per_pair(batch: Batch) -> Tensor:
+    """[P]: the column `weight` over its sum, or 1/P each. Sums to 1."""
+    weight = batch.columns.get("weight")
+    if weight is None:
+        return masked.share(torch.ones_like(batch.pairs.chosen, dtype=torch.bool))
+    if bool((weight < 0).any()) or not bool((weight > 0).any()):
+        raise ValueError("column 'weight' has a negative value, or no positive one in a step; expected weights ≥ 0")
+    return weight.double() / weight.double().sum()
+
+
+def per_slot(batch: Batch) -> Tensor:
+    """[P]: 1/P each, whatever pair ends in which slot. Sums to 1."""
+    return masked.share(torch.ones_like(batch.pairs.chosen, dtype=torch.bool))
+
+
+def per_label(batch: Batch) -> Tensor:
+    """[U]: 1/U each. Sums to 1."""
+    return masked.share(torch.ones_like(batch.labels.good))
+
+
+def per_group(batch: Batch) -> Tensor:
+    """[G]: 1/G each. Sums to 1."""
+    groups = int(group_of(batch.tokens.prompt).max()) + 1
+    return masked.share(torch.ones(groups, dtype=torch.bool, device=batch.tokens.ids.device))
+
+
+def per_demonstrated_token(batch: Batch) -> Tensor:
+    """[B, T]: 1 over the number of tokens that are shown as good (all, the chosen, the labelled good). Sums to 1."""
+    return masked.share(batch.tokens.action & _demonstrations(batch)[:, None])
+
+
+def per_row_then_token(batch: Batch) -> Tensor:
+    """[B, T]: 1/(B |y|), the mean over rows of their token means. Sums to 1."""
+    action = batch.tokens.action
+    per_token = action.double() / action.sum(-1, keepdim=True).clamp(min=1)
+    return per_token / action.any(-1).sum().clamp(min=1)
+
+
+def _demonstrations(batch: Batch) -> Tensor:
+    """[B] bool: the rows that a policy should imitate."""
+    rows = torch.zeros_like(batch.tokens.ended)
+    if isinstance(batch.feedback, Pairs):
+        rows[batch.feedback.chosen] = True
+    elif isinstance(batch.feedback, Labels):
+        rows[batch.feedback.row[batch.feedback.good]] = True
+    else:
+        rows[:] = True
+    return rows

@@ -1,0 +1,152 @@
+"""One optimiser step cut into micro-batches that can not change its gradient."""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from softq.lm.forest import grow
+from softq.lm.score import Models
+from softq.records import Batch, Method, Scored, Tokens, moved, take
+
+
+class NonFiniteLoss(ValueError):
+    """A loss that is nan or infinite; `prompts` are the data records it came from."""
+
+    def __init__(self, prompts: list[int]) -> None:
+        super().__init__(f"the loss of data record(s) {prompts} is not finite")
+        self.prompts = prompts
+
+
+class Micro(NamedTuple):
+    """A part of a step: its rows, and what to run backward on once they are scored."""
+
+    batch: Batch
+    share: Callable[
+        [Scored], Tensor
+    ]  # a scalar; the shares of a step add up to its loss, or for coupled ones to its gradient
+
+
+class Plan(NamedTuple):
+    """The micro-batches of a step and, where the step had to be scored as a whole, what was seen."""
+
+    micros: list[Micro]
+    whole: tuple[Scored, Tensor] | None  # the scores of all rows and the loss, without gradient
+
+
+def plan(method: Method, models: Models, batch: Batch, *, tokens_per_micro: int) -> Plan:
+    """Weights once for the whole step, then parts of at most `tokens_per_micro` states (a record is never cut).
+
+    A coupled method needs the gradient of a whole step's loss with respect to the scores. It is taken first, without
+    a graph through the model; each part then runs Σ score · cotangent, whose gradient is exactly the step's.
+    """
+    weights = [term.weigh(batch) for term in method.terms]
+    parts = cut(batch.tokens, tokens_per_micro)
+    if method.coupled and len(parts) > 1:
+        return _coupled(method, models, batch, weights, parts)
+    return Plan([_part(method, batch, weights, rows) for rows in parts], None)
+
+
+def cut(tokens: Tokens, tokens_per_micro: int) -> list[Tensor]:
+    """Row numbers of each part: records of like length together, each part within the budget unless one record alone is not.
+
+    The length of a record is the number of its states, shared prefixes counted once.
+    """
+    node = grow(tokens).node
+    first = torch.where(node >= 0, node, node.max() + 1).amin(-1)
+    prompts = tokens.prompt.unique()
+    lengths = []
+    for prompt in prompts:
+        rows = tokens.prompt == prompt
+        lengths.append(int(node[rows].max() - first[rows].min()) + 1)
+    parts: list[list[int]] = []
+    used = tokens_per_micro
+    for index in sorted(range(len(prompts)), key=lambda i: (lengths[i], i)):
+        if used + lengths[index] > tokens_per_micro:
+            parts.append([])
+            used = 0
+        parts[-1].append(int(prompts[index]))
+        used += lengths[index]
+    return [torch.isin(tokens.prompt, torch.tensor(part)).nonzero()[:, 0] for part in parts]
+
+
+def losses(method: Method, scored: Scored, batch: Batch, weights: Iterable[Tensor]) -> Tensor:
+    """Σ over terms and their values of loss · weight: a scalar. A value that is not finite is an error naming its records."""
+    total = torch.zeros((), dtype=scored["logp"].dtype, device=scored["logp"].device)
+    for term, weight in zip(method.terms, weights, strict=True):
+        values = term.loss(scored, batch)
+        summand = (values * weight.to(values.dtype).to(values.device)).sum()
+        if not torch.isfinite(summand):
+            raise NonFiniteLoss(_records(term.unit, ~torch.isfinite(values), batch))
+        total = total + summand
+    return total
+
+
+def assembled(batch: Batch, parts: Iterable[tuple[Tensor, Scored]]) -> Scored:
+    """The scores of a whole batch from those of its parts (row numbers, scores), without gradient."""
+    B, T = batch.tokens.action.shape
+    whole: dict[str, Tensor] = {}
+    for rows, scored in parts:
+        for name, values in scored.items():
+            if name not in whole:
+                whole[name] = values.new_zeros(B, T, *values.shape[2:], requires_grad=False)
+            whole[name][rows.to(values.device), : values.shape[1]] = values.detach()
+    return whole
+
+
+def _part(method: Method, batch: Batch, weights: list[Tensor], rows: Tensor) -> Micro:
+    part, kept = take(batch, rows)
+    width = part.tokens.action.shape[1]
+    shares = [
+        weight[kept[term.unit], :width] if term.unit == "token" else weight[kept[term.unit]]
+        for term, weight in zip(method.terms, weights, strict=True)
+    ]
+
+    def share(scored: Scored) -> Tensor:
+        return losses(method, scored, moved(part, scored["logp"].device), shares)
+
+    return Micro(part, share)
+
+
+def _coupled(method: Method, models: Models, batch: Batch, weights: list[Tensor], parts: list[Tensor]) -> Plan:
+    with torch.no_grad():
+        whole = assembled(batch, ((rows, models(take(batch, rows)[0].tokens, method.needs)) for rows in parts))
+    leaves = {name: values.clone().requires_grad_() for name, values in whole.items()}
+    with torch.enable_grad():
+        loss = losses(method, leaves, moved(batch, whole["logp"].device), weights)
+        gradients = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
+    cotangents = {name: g for name, g in zip(leaves, gradients, strict=True) if g is not None}
+    # Rows without a cotangent, such as KTO's mismatched ones, need no backward pass and no second forward one.
+    alive = torch.stack([(g != 0).reshape(len(g), -1).any(-1) for g in cotangents.values()]).any(0).cpu()
+    micros = [_pulled(batch, cotangents, rows[alive[rows]]) for rows in parts if bool(alive[rows].any())]
+    return Plan(micros, (whole, loss.detach()))
+
+
+def _pulled(batch: Batch, cotangents: Mapping[str, Tensor], rows: Tensor) -> Micro:
+    part = take(batch, rows)[0]
+    width = part.tokens.action.shape[1]
+
+    def share(scored: Scored) -> Tensor:
+        pulls = [
+            (scored[name] * g[rows.to(g.device), :width]).sum()
+            for name, g in cotangents.items()
+            if scored[name].requires_grad
+        ]
+        return torch.stack(pulls).sum()
+
+    return Micro(part, share)
+
+
+def _records(unit: str, bad: Tensor, batch: Batch) -> list[int]:
+    prompt = batch.tokens.prompt
+    if unit == "token":
+        return sorted(set(prompt[bad.any(-1)].tolist()))
+    if unit == "group":
+        return prompt.unique()[bad].tolist()
+    row = {
+        "pair": lambda: batch.pairs.chosen,
+        "label": lambda: batch.labels.row,
+        "row": lambda: torch.arange(len(prompt)),
+    }
+    return sorted(set(prompt[row[unit]().to(prompt.device)[bad]].tolist()))

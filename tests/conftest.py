@@ -1,0 +1,6 @@
+"""Tests run on one thread count and without a network."""
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
