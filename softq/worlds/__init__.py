@@ -1,0 +1,1 @@
+"""Small generated text worlds whose true reward is known for every token."""
