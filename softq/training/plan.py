@@ -22,6 +22,7 @@ class NonFiniteLoss(ValueError):
 class Micro(NamedTuple):
     """A part of a step: its rows, and what to run backward on once they are scored."""
 
+    rows: Tensor  # row numbers in the step
     batch: Batch
     share: Callable[
         [Scored], Tensor
@@ -44,7 +45,8 @@ def plan(method: Method, models: Models, batch: Batch, *, tokens_per_micro: int)
     weights = [term.weigh(batch) for term in method.terms]
     parts = cut(batch.tokens, tokens_per_micro)
     if method.coupled and len(parts) > 1:
-        return _coupled(method, models, batch, weights, parts)
+        whole = scored_whole(method, models, batch, tokens_per_micro)
+        return _coupled(method, batch, weights, parts, whole)
     return Plan([_part(method, batch, weights, rows) for rows in parts], None)
 
 
@@ -83,6 +85,13 @@ def losses(method: Method, scored: Scored, batch: Batch, weights: Iterable[Tenso
     return total
 
 
+def scored_whole(method: Method, models: Models, batch: Batch, tokens_per_micro: int) -> Scored:
+    """The scores of all rows of a step, part by part, without gradient."""
+    with torch.no_grad():
+        parts = cut(batch.tokens, tokens_per_micro)
+        return assembled(batch, ((rows, models(take(batch, rows)[0].tokens, method.needs)) for rows in parts))
+
+
 def assembled(batch: Batch, parts: Iterable[tuple[Tensor, Scored]]) -> Scored:
     """The scores of a whole batch from those of its parts (row numbers, scores), without gradient."""
     B, T = batch.tokens.action.shape
@@ -106,12 +115,10 @@ def _part(method: Method, batch: Batch, weights: list[Tensor], rows: Tensor) -> 
     def share(scored: Scored) -> Tensor:
         return losses(method, scored, moved(part, scored["logp"].device), shares)
 
-    return Micro(part, share)
+    return Micro(rows, part, share)
 
 
-def _coupled(method: Method, models: Models, batch: Batch, weights: list[Tensor], parts: list[Tensor]) -> Plan:
-    with torch.no_grad():
-        whole = assembled(batch, ((rows, models(take(batch, rows)[0].tokens, method.needs)) for rows in parts))
+def _coupled(method: Method, batch: Batch, weights: list[Tensor], parts: list[Tensor], whole: Scored) -> Plan:
     leaves = {name: values.clone().requires_grad_() for name, values in whole.items()}
     with torch.enable_grad():
         loss = losses(method, leaves, moved(batch, whole["logp"].device), weights)
@@ -135,7 +142,7 @@ def _pulled(batch: Batch, cotangents: Mapping[str, Tensor], rows: Tensor) -> Mic
         ]
         return torch.stack(pulls).sum()
 
-    return Micro(part, share)
+    return Micro(rows, part, share)
 
 
 def _records(unit: str, bad: Tensor, batch: Batch) -> list[int]:

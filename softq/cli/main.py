@@ -1,0 +1,56 @@
+"""softq VERB …: a table of verbs, each loaded only when it is called, and the exit codes.
+
+0 done · 1 failed · 2 wrong command line or settings · 3 bad data · 130 stopped by Ctrl-C · 143 by SIGTERM
+"""
+
+import os
+import sys
+from importlib import import_module
+from importlib.metadata import version
+
+VERBS = {
+    "train": "train a policy from preferences or demonstrations",
+    "methods": "the training methods: paper, what they need, their settings",
+    "demo": "see it work on a small generated world, without downloads",
+}
+FAILURES = {"DataError": 3, "OutputError": 2, "ValueError": 2, "RunError": 1, "OSError": 1}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run a verb and exit."""
+    words = sys.argv[1:] if arguments is None else arguments
+    if not words or words[0] in {"-h", "--help", "help"}:
+        print(_help())
+        sys.exit(0 if words else 2)
+    if words[0] == "--version":
+        print(version("softq"))
+        sys.exit(0)
+    if words[0] not in VERBS:
+        _fail(f"no verb {words[0]!r}; the verbs are {', '.join(VERBS)}", 2)
+    sys.path.insert(0, os.getcwd())  # so that a user's own method is importable
+    sys.exit(_guarded(words[0], words[1:]))
+
+
+def _guarded(verb: str, words: list[str]) -> int:
+    """The verb's exit code; a user's mistake is one line, and only a bug of ours shows a traceback."""
+    try:
+        return import_module(f"softq.cli.{verb}").run(words)
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
+    except (ValueError, RuntimeError, OSError) as error:
+        for kind in type(error).__mro__:
+            if kind.__name__ in FAILURES:
+                _fail(str(error), FAILURES[kind.__name__])
+        raise
+
+
+def _fail(message: str, code: int) -> None:
+    print("softq: " + " ".join(message.split()), file=sys.stderr)
+    sys.exit(code)
+
+
+def _help() -> str:
+    lines = ["softq: your language model is a Q-function.", "", "usage: softq VERB [options]", ""]
+    lines += [f"  {verb:<9} {what}" for verb, what in VERBS.items()]
+    return "\n".join([*lines, "", "softq VERB --help tells more of each."])

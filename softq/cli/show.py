@@ -1,0 +1,67 @@
+"""A run's events as a person sees them: a progress bar with the time left on a terminal, plain lines elsewhere."""
+
+import time
+from collections.abc import Iterable
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from softq.training.run import Evaluated, Event, Note, Saved
+from softq.training.run import Progress as Stepped
+
+SHOWN = (
+    "loss",
+    "rewards/accuracies",
+    "rewards/margins",
+    "rewards/chosen",
+    "rewards/rejected",
+    "logps/token",
+    "grad_norm",
+)
+
+
+class Show:
+    """Prints events; `every` so many steps a line of numbers."""
+
+    def __init__(self, every: int) -> None:
+        self.every = every
+        self.console = Console(highlight=False, soft_wrap=True)
+        self.began = time.monotonic()
+
+    def all(self, events: Iterable[Event]) -> None:
+        """Show events until they end."""
+        columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("left"))
+        with Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal) as bar:
+            task = None
+            for event in events:
+                if isinstance(event, Stepped):
+                    task = bar.add_task("", total=event.steps) if task is None else task
+                    bar.update(task, completed=event.step)
+                self.one(event)
+
+    def one(self, event: Event) -> None:
+        """Show one event."""
+        if isinstance(event, Note):
+            self.say(event.text)
+        elif isinstance(event, Stepped):
+            if event.step % self.every == 0 or event.step in (1, event.steps):
+                self.say(f"step {event.step}/{event.steps}  {_line(event.metrics)}{self._left(event)}")
+        elif isinstance(event, Evaluated):
+            self.say(f"evaluated at step {event.step}  {_line(event.metrics, 'eval_')}")
+        elif isinstance(event, Saved):
+            self.say(f"written to {event.directory}")
+
+    def say(self, text: str) -> None:
+        """One line, as it is: brackets in data are no markup."""
+        self.console.print(text, markup=False)
+
+    def _left(self, event: Stepped) -> str:
+        if self.console.is_terminal:
+            return ""
+        seconds = (time.monotonic() - self.began) * (event.steps - event.step) / event.step
+        return f"  {seconds:.0f} s left"
+
+
+def _line(metrics, prefix: str = "") -> str:
+    shown = [(name.rsplit("/", 1)[0] + "/" + name.rsplit("/", 1)[1] if "/" in name else name) for name in SHOWN]
+    return "  ".join(f"{name} {metrics[prefix + name]:.4g}" for name in shown if prefix + name in metrics)

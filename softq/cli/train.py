@@ -1,0 +1,117 @@
+"""softq train METHOD --model M --data FILE --output DIR …"""
+
+import argparse
+from pathlib import Path
+from typing import Any, NoReturn, get_args, get_origin
+
+import yaml
+from pydantic.fields import FieldInfo
+
+from softq.cli.show import Show
+from softq.training.methods import nearest, schema
+from softq.training.run import run as train
+from softq.training.settings import Settings, build, flag, flattened
+
+USAGE = "softq train METHOD --model M --data FILE --output DIR [options]"
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse whose errors are one line; they reach the user as any other wrong setting does."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(message)
+
+
+def run(words: list[str]) -> int:
+    """Settings from YAML and flags (flags win), then the run, shown as it goes."""
+    own, rest = _own(words)
+    document_method, values = flattened(_document(own.config)) if own.config else (None, {})
+    name = own.method or document_method
+    if name is None and own.help:
+        name = "dpo"
+    if name is None:
+        raise ValueError(f"which method? {USAGE}; `softq methods` lists them")
+    parser = _parser(name)
+    if own.help:
+        parser.print_help()
+        return 0
+    values |= _flags(parser, rest)
+    if own.dry_run or own.print_config:
+        values.setdefault("output", "-")
+    settings, method, understood = build(name, values)
+    if own.print_config:
+        print(yaml.safe_dump(understood, sort_keys=False, allow_unicode=True), end="")
+        return 0
+    Show(settings.logging_steps).all(train(name, settings, method, understood, dry=own.dry_run))
+    return 0
+
+
+def _own(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    """What the verb itself reads; the rest are settings."""
+    parser = _Parser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--config")
+    parser.add_argument("--help", "-h", action="store_true")
+    parser.add_argument("--dry-run", action="store_true")
+    parser.add_argument("--print-config", action="store_true")
+    named = bool(words) and not words[0].startswith("-")
+    options, rest = parser.parse_known_args(words[1:] if named else words)
+    options.method = words[0] if named else None
+    return options, rest
+
+
+def _parser(name: str) -> _Parser:
+    """Every setting of a run of this method as a flag; --learning_rate and --learning-rate are one."""
+    parser = _Parser(prog="softq train", usage=USAGE, add_help=False, allow_abbrev=False, description=DESCRIPTION)
+    for prefix, part in schema(name).items():
+        group = parser.add_argument_group(f"settings of {prefix[:-1] or name}")
+        for field, info in part.model_fields.items():
+            _add(group, prefix + field, info)
+    if "+" in name:
+        parser.add_argument("--weights", default=argparse.SUPPRESS, help="of the summands, such as 0.8,0.2")
+    group = parser.add_argument_group("settings of the run")
+    for field, info in Settings.model_fields.items():
+        _add(group, field, info)
+    return parser
+
+
+DESCRIPTION = (
+    "METHOD is a name of `softq methods`, a sum such as dpo+sft, or package.module:function. "
+    "--config FILE reads settings from YAML (flags win), --print-config shows them all, "
+    "--dry-run reads the data, loads the models and checks step 0, but trains and writes nothing."
+)
+
+
+def _add(group: Any, name: str, info: FieldInfo) -> None:
+    """One setting as a flag. Values stay strings: the schema gives them their types."""
+    default = "" if info.is_required() else f" [{'' if info.default is None else info.default}]"
+    text = f"{info.description or ''}{default if default != ' []' else ''}".replace("%", "%%")
+    spelled = dict.fromkeys([flag(name), "--" + name])
+    options: dict[str, Any] = {"dest": name, "default": argparse.SUPPRESS, "help": text}
+    if info.annotation is bool:
+        group.add_argument(*spelled, action=argparse.BooleanOptionalAction, **options)
+    elif get_origin(info.annotation) is list:
+        group.add_argument(*spelled, nargs="+", metavar="X", **options)
+    else:
+        kinds = [kind.__name__ for kind in (info.annotation, *get_args(info.annotation)) if isinstance(kind, type)]
+        group.add_argument(*spelled, metavar=(kinds or ["X"])[0].upper(), **options)
+
+
+def _flags(parser: _Parser, words: list[str]) -> dict[str, Any]:
+    options, unknown = parser.parse_known_args(words)
+    if unknown:
+        known = [spelled for action in parser._actions for spelled in action.option_strings]
+        word = unknown[0].split("=")[0]
+        raise ValueError(f"{word}: no such setting{nearest(word, known)}; softq train METHOD --help lists them")
+    return vars(options)
+
+
+def _document(path: str) -> dict[str, Any]:
+    try:
+        document = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"--config {path}: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        raise ValueError(f"--config {path}: not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(document, dict):
+        raise ValueError(f"--config {path}: holds {type(document).__name__}; expected settings by name")
+    return document

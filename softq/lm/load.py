@@ -1,0 +1,131 @@
+"""From a directory or a hub name to models that can be scored and trained."""
+
+import copy
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from softq.lm.model import AdapterOff, CausalLM
+from softq.lm.probe import choose_layout, head_is_right
+from softq.lm.score import Models
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
+
+
+class Lora(NamedTuple):
+    """A fresh adapter (LoRA, arXiv 2106.09685)."""
+
+    r: int = 16
+    alpha: int = 32
+    target_modules: Sequence[str] | str = "all-linear"
+
+
+class Loaded(NamedTuple):
+    """Models by name, the tokenizer, and what a user should be told about how they run."""
+
+    models: Models
+    tokenizer: PreTrainedTokenizerBase
+    notes: tuple[str, ...] = ()
+
+    @property
+    def policy(self) -> CausalLM:
+        """The model that is trained."""
+        return self.models["policy"]  # pyright: ignore[reportReturnType]
+
+
+def load(
+    model: str | PreTrainedModel,
+    reference: str | None = "start",
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    layout: str = "auto",
+    dtype: str = "float32",
+    lora: Lora | None = None,
+    device: str | None = None,
+    trust_remote_code: bool = False,
+) -> Loaded:
+    """A policy to train and its reference, ready to be scored; dropout is off.
+
+    model: a directory, a hub name, or a transformers causal LM. An adapter directory continues that adapter.
+    reference: "start" is the policy as it is now (the weights under a fresh adapter, else a frozen copy); None is none;
+    anything else names another model. layout: "auto", or a name of `lm.layouts.LAYOUTS`.
+    """
+    started = _model(model, dtype, trust_remote_code) if isinstance(model, str) else model
+    if isinstance(model, str) and tokenizer is None:
+        tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=trust_remote_code)
+    if tokenizer is None:
+        raise ValueError("a model object comes without a tokenizer: pass tokenizer=")
+    fresh = lora is not None
+    if lora is not None:
+        config = LoraConfig(
+            r=lora.r,
+            lora_alpha=lora.alpha,
+            lora_dropout=0.0,
+            target_modules=lora.target_modules if isinstance(lora.target_modules, str) else list(lora.target_modules),
+            task_type="CAUSAL_LM",
+        )
+        started = get_peft_model(started, config)
+    policy, notes = _ready(started, layout, device)
+    models: dict[str, nn.Module] = {"policy": policy}
+    if reference == "start" and fresh:
+        models["ref"] = AdapterOff(policy)
+    elif reference == "start":
+        models["ref"] = copy.deepcopy(policy).requires_grad_(False)
+    elif reference is not None:
+        other, more = _ready(_model(reference, dtype, trust_remote_code), layout, device)
+        notes += [f"reference: {note}" for note in more]
+        models["ref"] = other.requires_grad_(False)
+        _same_vocabulary(policy, other, reference)
+    return Loaded(Models(models), tokenizer, tuple(notes))
+
+
+def no_dropout(model: nn.Module) -> None:
+    """Dropout rates to 0, in modules and in the numbers that attention reads. The model stays in train mode, which
+    gradient checkpointing needs: p = 0, not eval()."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name, value in vars(module).items():
+            if "dropout" in name and isinstance(value, float):
+                setattr(module, name, 0.0)
+    model.train()
+
+
+def _ready(model: nn.Module, layout: str, device: str | None) -> tuple[CausalLM, list[str]]:
+    if device is not None:
+        model.to(device)
+    no_dropout(model)
+    plain = CausalLM(model)  # pyright: ignore[reportArgumentType]
+    own_head = not head_is_right(plain)
+    plain.own_head = own_head
+    notes = ["its head does more than a product: scored through the model's own forward, which is slower"] * own_head
+    chosen, reason = ("plain", "its own forward is used") if own_head else choose_layout(plain, layout)
+    if reason:
+        notes.append(f"layout plain, because {reason}")
+    return CausalLM(plain.model, chosen, own_head), notes
+
+
+def _model(name: str, dtype: str, trust_remote_code: bool) -> PreTrainedModel | PeftModel:
+    kwargs = {"dtype": DTYPES[dtype], "trust_remote_code": trust_remote_code}
+    adapter = Path(name) / "adapter_config.json"
+    if adapter.is_file():
+        base = json.loads(adapter.read_text())["base_model_name_or_path"]
+        return PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base, **kwargs), name, is_trainable=True)
+    config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
+    if config.is_encoder_decoder:
+        raise ValueError(f"{name} is an encoder-decoder ({config.model_type}); softq trains causal language models")
+    return AutoModelForCausalLM.from_pretrained(name, **kwargs)
+
+
+def _same_vocabulary(policy: CausalLM, reference: CausalLM, name: str) -> None:
+    if policy.vocabulary != reference.vocabulary:
+        raise ValueError(
+            f"the reference {name} has {reference.vocabulary} tokens, the policy {policy.vocabulary}: "
+            "a reference must share the policy's tokenizer"
+        )

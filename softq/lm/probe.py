@@ -1,0 +1,138 @@
+"""Is a fast way of running this model also right? Asked of the model itself, before anything is trained on it."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from softq.lm.attention import NotATree
+from softq.lm.forest import grow
+from softq.lm.layouts import LAYOUTS
+from softq.lm.model import CausalLM
+from softq.lm.score import Models, score
+from softq.records import Tokens
+
+TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.bfloat16: 0.1, torch.float16: 0.05}
+"""Mean |Δ log-prob| in nats that rounding may cause. RMSNorm rounds to float32 whatever the model's dtype."""
+
+UNFIT = {
+    "gemma2": "it caps attention scores",
+    "gemma3_text": "its layers mix full and windowed attention",
+    "gpt_oss": "its attention has sinks",
+    "bloom": "its attention is biased by position in the batch",
+    "falcon": "its attention may be biased by position in the batch",
+    "stablelm": "it drops the keywords that carry the tree",
+}
+"""Model types whose attention is not attention over ancestors: a probe on small weights could miss it."""
+
+
+def choose_layout(model: CausalLM, wanted: str) -> tuple[str, str | None]:
+    """The layout to use and, where a faster one was wanted, why it is not used."""
+    fast = "packed" if next(model.parameters()).device.type == "cpu" else "padded"
+    layout = fast if wanted == "auto" else wanted
+    if layout == "plain":
+        return layout, None
+    reason = _unfit(model) or _probe_fails(model, layout)
+    if reason and wanted != "auto":
+        raise ValueError(f"layout {wanted!r} is not valid for this model: {reason}; use --layout auto or plain")
+    return ("plain", reason) if reason else (layout, None)
+
+
+def head_is_right(model: CausalLM) -> bool:
+    """Whether body, head and AFTER_HEAD reproduce the logits of the model's own forward."""
+    row = _sample(model.vocabulary).ids[:1].to(next(model.parameters()).device)
+    with torch.no_grad():
+        own = model.transformer(input_ids=row, use_cache=False).logits[0]
+        ours = model.logits(model.transformer.base_model(input_ids=row, use_cache=False).last_hidden_state[0])
+    return _close(ours.log_softmax(-1), own.to(ours.dtype).log_softmax(-1), own.dtype)
+
+
+def verify_layout(models: Models, tokens: Tokens) -> str:
+    """Score tokens in the models' layout and plainly, with gradient, and say how far apart they are.
+
+    Raises ValueError where log-probabilities or gradients differ by more than rounding.
+    """
+    policy = models["policy"]
+    assert isinstance(policy, CausalLM)
+    if policy.layout == "plain":
+        return "layout plain is the reference; nothing to compare"
+    results = {layout: _with_gradient(policy, layout, tokens) for layout in (policy.layout, "plain")}
+    (logp, gradient), (plain_logp, plain_gradient) = results[policy.layout], results["plain"]
+    apart = (logp - plain_logp).abs().max().item()
+    turned = ((gradient - plain_gradient).norm() / plain_gradient.norm()).item()
+    said = (
+        f"layout {policy.layout}: log-probs within {apart:.1e} nats of plain, gradient within {turned:.1e} of its norm"
+    )
+    dtype = next(policy.parameters()).dtype
+    if not _close(logp, plain_logp, dtype) or turned > 100 * TOLERANCE[dtype]:
+        raise ValueError(f"{said}: that is more than rounding; use --layout plain")
+    return said
+
+
+def _with_gradient(policy: CausalLM, layout: str, tokens: Tokens) -> tuple[Tensor, Tensor]:
+    """Log-probs, and the gradient of a sum that weighs every action differently; the model is left as it was."""
+    before, policy.layout = policy.layout, layout
+    trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
+    try:
+        logp = score(Models({"policy": policy}), tokens)["logp"]
+        weights = torch.linspace(-1, 1, logp.numel(), device=logp.device, dtype=logp.dtype).view_as(logp)
+        gradients = torch.autograd.grad((logp * weights).sum(), trained, allow_unused=True)
+    finally:
+        policy.layout = before
+    return logp.detach(), torch.cat([g.flatten() for g in gradients if g is not None])
+
+
+def _unfit(model: CausalLM) -> str | None:
+    config = model.transformer.config
+    rope = config.to_dict().get("rope_parameters") or {}
+    kinds = {str(part.get("rope_type")) for part in [rope, *rope.values()] if isinstance(part, dict)}
+    if kinds & {"dynamic", "longrope"}:
+        return "its rotary positions depend on the longest row, so packed rows would change each other"
+    if not model.transformer._supports_attention_backend and config.model_type not in UNFIT:
+        return "transformers runs its attention by code of its own"
+    return UNFIT.get(config.model_type)
+
+
+def _probe_fails(model: CausalLM, layout: str) -> str | None:
+    """Why the layout is not valid, in which case the model's own attention is put back; None if it is."""
+    config = model.transformer.config
+    attention = config._attn_implementation
+    tree = grow(_sample(model.vocabulary)).tree
+    try:
+        with torch.no_grad():
+            plain = model.logits(LAYOUTS["plain"](model.transformer.base_model, tree)).log_softmax(-1)
+            fast = model.logits(CausalLM(model.model, layout).states(tree)).log_softmax(-1)
+    except (NotATree, TypeError, ValueError, RuntimeError) as error:
+        config._attn_implementation = attention
+        return f"it can not run it ({str(error).splitlines()[0]})"
+    if _close(fast, plain, next(model.parameters()).dtype):
+        return None
+    config._attn_implementation = attention
+    return f"its log-probs would be {(fast - plain).abs().mean().item():.1e} nats off"
+
+
+def _close(a: Tensor, b: Tensor, dtype: torch.dtype) -> bool:
+    return bool((a - b).abs().mean() <= TOLERANCE.get(dtype, 1e-4))
+
+
+def _sample(vocabulary: int) -> Tokens:
+    """Two prompts with three and two completions of uneven lengths, tokens at random but always the same."""
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(length: int) -> list[int]:
+        return torch.randint(0, vocabulary, (length,), generator=generator).tolist()
+
+    prompts = [draw(9), draw(1)]
+    rows = [(p, prompts[p] + draw(n), n) for p, n in ((0, 5), (0, 1), (0, 12), (1, 7), (1, 2))]
+    return rows_of((prompt, ids, len(ids) - n) for prompt, ids, n in rows)
+
+
+def rows_of(rows: Iterable[tuple[int, list[int], int]]) -> Tokens:
+    """(prompt number, ids, where the completion starts) -> Tokens of finished completions."""
+    rows = list(rows)
+    width = max(len(ids) for _, ids, _ in rows)
+    ids = torch.tensor([row + [0] * (width - len(row)) for _, row, _ in rows])
+    t = torch.arange(width - 1)[None]
+    start, size = (torch.tensor(column)[:, None] for column in ([r[2] for r in rows], [len(r[1]) for r in rows]))
+    action = (t >= start - 1) & (t < size - 1)
+    return Tokens(ids, action, torch.ones(len(rows), dtype=torch.bool), torch.tensor([r[0] for r in rows]))

@@ -1,0 +1,99 @@
+"""The loop. It yields once a step; the caller logs, evaluates, saves and stops."""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from softq.lm.score import Models
+from softq.records import Batch, Method, Scored, moved, no_credit
+from softq.training.measure import Sums, measured, merged
+from softq.training.plan import assembled, losses, plan, scored_whole
+from softq.training.source import Source
+
+TOKENS_PER_MICRO = 4096
+"""States that are scored at once. It bounds memory and changes no number."""
+
+
+class Step(NamedTuple):
+    """What one optimiser step did."""
+
+    metrics: Mapping[str, float]
+    memory: Mapping[str, Tensor]
+
+
+class Update(Protocol):
+    """How parameters move: `backward` per micro-batch, then one call a step that returns what to log."""
+
+    @property
+    def backward(self) -> Callable[[Tensor], None]: ...
+
+    def __call__(self) -> Mapping[str, float]: ...
+
+
+def train(
+    models: Models,
+    method: Method,
+    source: Source,
+    update: Update,
+    *,
+    tokens_per_micro: int = TOKENS_PER_MICRO,
+    memory: Mapping[str, Tensor] | None = None,
+) -> Iterator[Step]:
+    """Minimise the method's loss on each batch of the source; one yield an optimiser step.
+
+    models: called as models(tokens, needs), so a wrapped `Models` serves as well. The micro-batches of a step hold at
+    most `tokens_per_micro` states and can not change its gradient. A loss that is not finite raises NonFiniteLoss,
+    which names the data records, before the parameters move.
+    """
+    memory = method.memory if memory is None else memory
+    for batch in source(models):
+        batch = credited(method, models, _with(batch, memory), tokens_per_micro)
+        planned = plan(method, models, batch, tokens_per_micro=tokens_per_micro)
+        seen: list[Sums] = []
+        parts: list[tuple[Tensor, Scored]] = []
+        for micro in planned.micros:
+            scored = models(micro.batch.tokens, method.needs)
+            share = micro.share(scored)
+            update.backward(share)
+            if planned.whole is None:
+                seen.append(_seen(method, scored, micro.batch, share))
+            if method.remember and planned.whole is None:
+                parts.append((micro.rows, {name: values.detach() for name, values in scored.items()}))
+        if planned.whole is not None:
+            seen.append(_seen(method, planned.whole[0], batch, planned.whole[1]))
+        moves = update()
+        if method.remember:
+            whole = planned.whole[0] if planned.whole else assembled(batch, parts)
+            memory = method.remember(memory, whole, moved(batch, whole["logp"].device))
+        yield Step({**merged(seen), **moves}, memory)
+
+
+def evaluate(
+    models: Models, method: Method, batch: Batch, *, tokens_per_micro: int = TOKENS_PER_MICRO
+) -> dict[str, float]:
+    """Loss and metrics of a whole data set as one batch, without gradient; equal for any micro-batch size."""
+    with torch.no_grad():
+        batch = credited(method, models, _with(batch, method.memory), tokens_per_micro)
+        whole = scored_whole(method, models, batch, tokens_per_micro)
+        there = moved(batch, whole["logp"].device)
+        loss = losses(method, whole, there, [term.weigh(batch) for term in method.terms])
+        return merged([_seen(method, whole, batch, loss)])
+
+
+def credited(method: Method, models: Models, batch: Batch, tokens_per_micro: int) -> Batch:
+    """The batch with the columns of the method's credit, from scores of the whole batch without gradient."""
+    if method.credit is no_credit:
+        return batch
+    whole = scored_whole(method, models, batch, tokens_per_micro)
+    columns = method.credit(whole, moved(batch, whole["logp"].device))
+    return _with(batch, {name: column.detach().cpu() for name, column in columns.items()})
+
+
+def _with(batch: Batch, columns: Mapping[str, Tensor]) -> Batch:
+    return Batch(batch.tokens, batch.feedback, {**batch.columns, **columns}) if columns else batch
+
+
+def _seen(method: Method, scored: Scored, batch: Batch, loss: Tensor) -> Sums:
+    return {"loss": (loss.detach(), 1), **measured(method, scored, moved(batch, scored["logp"].device))}

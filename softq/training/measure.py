@@ -1,0 +1,64 @@
+"""What is logged of a step, as sums and counts: the same numbers for any batch split."""
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor
+
+from softq.records import Batch, Method, Pairs, Scored, group_of, implicit
+
+Sums = Mapping[str, tuple[Tensor, int]]  # name -> (sum, count)
+ADDED = ("loss", "num_tokens")  # the parts of a step add up to its loss; everything else is a mean
+
+
+def measured(method: Method, scored: Scored, batch: Batch) -> Sums:
+    """TRL's names where it has one.
+
+    rewards/* is β · log π/π_ref (β · log π without a reference), whatever the loss; scores/* is what the loss trains.
+    Chosen and rejected are the sides of pairs, the good and the bad of labels, the best and the worst of a group.
+    accuracies count a reward strictly above the other's; ties are counted on their own.
+    """
+    reward = method.beta * implicit(scored, batch).detach()
+    score = method.beta * method.reward(scored, batch).detach()
+    logp = scored["logp"].detach().sum(-1)
+    tokens = batch.tokens.action
+    sums: dict[str, tuple[Tensor, int]] = {"num_tokens": (tokens.sum().to(logp.dtype), 1)}
+    if method.takes == "rows":
+        return {**sums, "logps/chosen": (logp.sum(), len(logp)), "logps/token": (logp.sum(), int(tokens.sum()))}
+    chosen, rejected = _sides(batch)
+    for name, values in (("rewards", reward), ("scores", score), ("logps", logp)):
+        sums[f"{name}/chosen"] = (values[chosen].sum(), len(chosen))
+        sums[f"{name}/rejected"] = (values[rejected].sum(), len(rejected))
+    if method.takes != "labels+mismatched":
+        margin = reward[chosen] - reward[rejected]
+        sums["rewards/margins"] = (margin.sum(), len(margin))
+        sums["rewards/accuracies"] = ((margin > 0).sum().to(margin.dtype), len(margin))
+        sums["rewards/ties"] = ((margin == 0).sum().to(margin.dtype), len(margin))
+    return sums
+
+
+def merged(parts: Iterable[Sums]) -> dict[str, float]:
+    """Means over everything that was seen; sums for what ADDED names."""
+    sums: dict[str, Tensor] = {}
+    counts: dict[str, int] = {}
+    for part in parts:
+        for name, (total, count) in part.items():
+            sums[name] = sums[name] + total.double() if name in sums else total.double()
+            counts[name] = counts.get(name, 0) + count
+    counts |= dict.fromkeys(ADDED, 1)
+    values = torch.stack(list(sums.values())).tolist()
+    return {name: value / counts[name] for name, value in zip(sums, values, strict=True) if counts[name]}
+
+
+def _sides(batch: Batch) -> tuple[Tensor, Tensor]:
+    """Row numbers of what should be liked and what should not."""
+    if isinstance(batch.feedback, Pairs):
+        return batch.feedback.chosen, batch.feedback.rejected
+    if batch.feedback is not None:
+        return batch.feedback.row[batch.feedback.good], batch.feedback.row[~batch.feedback.good]
+    group, reward = group_of(batch.tokens.prompt), batch.columns["reward"]
+    by_reward = reward.argsort(stable=True)
+    by_group = by_reward[group[by_reward].argsort(stable=True)]
+    ends = group[by_group].bincount().cumsum(0)
+    starts = torch.cat([ends.new_zeros(1), ends[:-1]])
+    return by_group[ends - 1], by_group[starts]

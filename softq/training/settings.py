@@ -1,0 +1,135 @@
+"""The settings of a run: one typed schema for YAML, the command line, the manifest and the documentation."""
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from softq.objectives.sums import weighted_sum
+from softq.records import Method
+from softq.training.methods import made, nearest, schema
+
+Count = Annotated[int, Field(ge=1)]
+
+
+class Settings(BaseModel):
+    """Everything a run reads beside its method's own settings. TRL's names where it has one."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: str = Field(description="what is trained: a directory, a hub name, or an adapter to continue")
+    data: list[str] = Field(min_length=1, description="files of preferences: .jsonl, .json, either also .gz")
+    output: str = Field(description="the directory to write; refused if it holds anything, unless --overwrite")
+    reference: str | None = Field(None, description="another model as the reference; default: the model as it starts")
+    overwrite: bool = Field(False, description="replace what an earlier run wrote to the output directory")
+
+    format: str | None = Field(None, description="the data's format, where it should not be detected")
+    chat_template: str | None = Field(None, description="chatml, or a Jinja file; default: the tokenizer's own")
+    max_length: Count = Field(
+        1024, description="longest prompt + completion in tokens; longer records are dropped, counted"
+    )
+    eval_data: list[str] = Field([], description="files to evaluate on; default: held out from the data")
+    eval_fraction: float = Field(0.05, ge=0, lt=1, description="share of the data held out, if there is no --eval-data")
+    eval_steps: Count | None = Field(None, description="evaluate every so many steps; default: after each epoch")
+
+    learning_rate: float = Field(1e-6, gt=0, description="peak learning rate of AdamW")
+    lr_scheduler_type: Literal["linear", "cosine", "constant"] = Field("linear", description="shape after warm-up")
+    warmup_steps: float = Field(0, ge=0, description="steps of warm-up; below 1, a share of all steps")
+    weight_decay: float = Field(0.0, ge=0, description="AdamW's decoupled weight decay")
+    adam_beta1: float = Field(0.9, ge=0, lt=1, description="AdamW's decay of the mean")
+    adam_beta2: float = Field(0.999, ge=0, lt=1, description="AdamW's decay of the square")
+    max_grad_norm: float = Field(1.0, gt=0, description="gradients are clipped to this norm")
+    batch_size: Count = Field(
+        32, description="data records an optimiser step (TRL: per-device size × accumulation × devices)"
+    )
+    num_train_epochs: float = Field(1.0, gt=0, description="passes over the data")
+    max_steps: Count | None = Field(None, description="stop after so many steps")
+    seed: int = Field(42, ge=0, description="of the held-out split, the order of the data and fresh adapters")
+
+    tokens_per_micro: Count = Field(4096, description="states scored at once: bounds memory, changes no number")
+    layout: Literal["auto", "packed", "padded", "plain"] = Field("auto", description="how rows run through the model")
+    verify_layout: bool = Field(False, description="compare the layout with plain on the first step, with gradient")
+    gradient_checkpointing: bool = Field(False, description="less memory, one more forward pass")
+    dtype: Literal["float32", "bfloat16", "float64"] = Field("float32", description="of the weights")
+    bf16: bool = Field(False, description="autocast to bfloat16 over float32 weights")
+
+    use_peft: bool = Field(False, description="train a fresh LoRA adapter; the model under it is the reference")
+    lora_r: Count = Field(16, description="rank of the adapter")
+    lora_alpha: Count = Field(32, description="scale of the adapter, over its rank")
+    lora_target_modules: list[str] = Field(["all-linear"], description="which layers get an adapter")
+
+    logging_steps: Count = Field(10, description="print a line every so many steps; metrics.jsonl has every step")
+    trust_remote_code: bool = Field(False, description="run code that a model repository brings")
+
+
+def build(name: str, values: Mapping[str, Any]) -> tuple[Settings, Method, dict[str, Any]]:
+    """Flat values -> the run's settings, the method, and every value as it was understood. ValueError says what is wrong."""
+    parts = schema(name)
+    known = [*Settings.model_fields, *(prefix + field for prefix, part in parts.items() for field in part.model_fields)]
+    known += ["weights"] if len(parts) > 1 else []
+    for key in values:
+        if key not in known:
+            raise ValueError(f"{flag(key)}: no such setting of a run of {name}{nearest(flag(key), map(flag, known))}")
+    run = _validated(Settings, values, "")
+    own = {prefix: _validated(part, values, prefix).model_dump() for prefix, part in parts.items()}
+    methods = [made(prefix[:-1] or name, settings) for prefix, settings in own.items()]
+    understood = {"method": name, **run.model_dump()}
+    understood |= {prefix + key: value for prefix, settings in own.items() for key, value in settings.items()}
+    if len(methods) == 1:
+        return run, methods[0], understood
+    weights = _weights(values.get("weights"), len(methods))
+    return run, weighted_sum(list(zip(methods, weights, strict=True))), {**understood, "weights": weights}
+
+
+def flattened(document: Mapping[str, Any]) -> tuple[str | None, dict[str, Any]]:
+    """A YAML document -> (method's name, flat values). `method` is a name, or a list of {name: settings, weight: w}."""
+    values = {str(key).replace("-", "_"): value for key, value in document.items() if key != "method"}
+    method = document.get("method")
+    if method is None or isinstance(method, str):
+        return method, values
+    if not isinstance(method, Sequence) or not all(isinstance(part, Mapping) for part in method):
+        raise ValueError(
+            "method: expected a name, or a list such as [{dpo: {beta: 0.1}, weight: 0.8}, {sft: {}, weight: 0.2}]"
+        )
+    names, weights = [], []
+    for part in method:
+        chosen = [key for key in part if key != "weight"]
+        if len(chosen) != 1:
+            raise ValueError(f"method: {dict(part)} names {len(chosen)} methods; expected one and a weight")
+        names.append(str(chosen[0]))
+        weights.append(part.get("weight", 1.0))
+        prefix = "" if len(method) == 1 else f"{chosen[0]}."
+        values |= {prefix + str(key): value for key, value in (part[chosen[0]] or {}).items()}
+    return "+".join(names), {**values, **({"weights": weights} if len(names) > 1 else {})}
+
+
+def flag(key: str) -> str:
+    """A setting's name on the command line."""
+    return "--" + key.replace("_", "-")
+
+
+def _validated(part: type[BaseModel], values: Mapping[str, Any], prefix: str) -> Any:
+    """The settings of one part, from the flat values that carry its prefix."""
+    try:
+        return part.model_validate(
+            {name: values[prefix + name] for name in part.model_fields if prefix + name in values}
+        )
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = flag(prefix + str(first["loc"][0]))
+        if first["type"] == "missing":
+            raise ValueError(f"{name} is missing") from None
+        raise ValueError(
+            f"{name}: {first['input']!r} is not valid: {first['msg'][0].lower()}{first['msg'][1:]}"
+        ) from None
+
+
+def _weights(weights: Any, count: int) -> list[float]:
+    parts = weights.split(",") if isinstance(weights, str) else [1.0] * count if weights is None else weights
+    try:
+        numbers = [float(part) for part in parts]
+    except (TypeError, ValueError):
+        raise ValueError(f"--weights: {weights!r} is not valid: expected numbers, such as 0.8,0.2") from None
+    if len(numbers) != count:
+        raise ValueError(f"--weights: {len(numbers)} numbers for {count} methods")
+    return numbers
