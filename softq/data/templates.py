@@ -1,0 +1,102 @@
+"""Chat messages to text: a template's render, cut into the prompt, what the policy said, and what stands between."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from jinja2 import TemplateError
+from transformers import PreTrainedTokenizerBase
+
+from softq.data.fields import Message
+from softq.data.rows import DataError, Unusable
+
+CHATML = """\
+{%- for message in messages -%}
+{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}
+{%- endfor -%}
+{%- if add_generation_prompt -%}
+{{ '<|im_start|>assistant\n' }}
+{%- endif -%}
+"""
+
+MARK = "\ue000words\ue000"  # stands for a content; private-use characters, so that no template trims or parses it
+
+
+class Script(NamedTuple):
+    """A prompt and its completion as text: prompt + between[0] + said[0] + between[1] + ... + said[-1] + between[-1].
+
+    Only `said` are the policy's words; the template puts between[0] before them and between[-1] after them.
+    """
+
+    prompt: str
+    said: tuple[str, ...]
+    between: tuple[str, ...]  # one longer than said
+
+
+@dataclass(frozen=True)
+class Template:
+    """A chat template at work on one data record."""
+
+    tokenizer: PreTrainedTokenizerBase
+    source: str | None  # None: the tokenizer's own
+    options: Mapping[str, Any]
+    where: str
+
+    def scripts(self, prompt: Sequence[Message], completions: Sequence[Sequence[Message]]) -> list[Script]:
+        """One script per completion, with one prompt text for all.
+
+        The prompt ends with the generation prompt where every render goes on from it, else with its last message.
+        """
+        if self.source is None and self.tokenizer.chat_template is None:
+            advice = "the tokenizer has none; pass --chat-template FILE|chatml"
+            raise DataError(f"{self.where}: messages need a chat template and {advice}")
+        renders = [self._render([*prompt, *completion]) for completion in completions]
+        for start in (self._render(prompt, generation=True), self._render(prompt)):
+            if all(full.startswith(start) for full in renders):
+                pairs = zip(renders, completions, strict=True)
+                return [self._script(full, start, prompt, completion) for full, completion in pairs]
+        raise Unusable("template_mismatch")
+
+    def _script(self, full: str, start: str, prompt: Sequence[Message], completion: Sequence[Message]) -> Script:
+        messages = [*prompt, *completion]
+        speaks = [i for i in range(len(prompt), len(messages)) if messages[i]["role"] == "assistant"]
+        if not speaks:
+            raise DataError(f"{self.where}: a completion has no message of the assistant; expected one or more")
+        at, said, between = len(start), [], []
+        for i in speaks:
+            # what the generation prompt says is not said again
+            begin, end = (max(at, place) for place in self._span(full, messages, i))
+            said.append(full[begin:end])
+            between.append(full[at:begin])
+            at = end
+        return Script(start, tuple(said), (*between, full[at:]))
+
+    def _span(self, full: str, messages: Sequence[Message], i: int) -> tuple[int, int]:
+        """Where in the render the i-th message's own words begin and end.
+
+        What the template adds on either side is seen by rendering a mark instead of the content. An answer with thoughts
+        of its own replaces the empty think block that the mark gets; then its words begin at the generation prompt.
+        """
+        marked = [*messages[:i], {"role": messages[i]["role"], "content": MARK}, *messages[i + 1 :]]
+        before, _, after = self._render(marked).partition(MARK)
+        end = len(full) - len(after)
+        content = _squeezed(messages[i].get("content") or "")
+        for head in (before, self._render(messages[:i], generation=True)):
+            whole = _squeezed(full[:end]).endswith(content) or content in _squeezed(full[len(head) : end])
+            if whole and full.startswith(head) and full.endswith(after) and len(head) <= end:
+                return len(head), end
+        raise Unusable("template_mismatch")
+
+    def _render(self, messages: Sequence[Message], generation: bool = False) -> str:
+        options = {**self.options, "tokenize": False, "add_generation_prompt": generation}
+        chat = [dict(message) for message in messages]
+        try:
+            return str(self.tokenizer.apply_chat_template(chat, chat_template=self.source, **options))
+        except (TemplateError, TypeError, ValueError) as error:
+            message = " ".join(str(error).split())
+            raise DataError(f"{self.where}: the chat template refuses the messages: {message}") from error
+
+
+def _squeezed(text: str) -> str:
+    """The text without white space, which templates trim as they like."""
+    return "".join(text.split())
