@@ -144,6 +144,7 @@ def guidebook(seed: int) -> Guidebook:
 
 
 def wrong_prefix(right: Words, topic: str, rng: Random) -> str:
+    """A prefix of the topic that is not the right name's."""
     return rng.choice([prefix for prefix in PREFIXES[topic] if prefix != right[0]])
 
 

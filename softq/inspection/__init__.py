@@ -1,0 +1,1 @@
+"""What was learned, for people: numbers per token to colours, tables and pages."""

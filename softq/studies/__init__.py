@@ -1,0 +1,1 @@
+"""Whole experiments: a command, a table, a picture."""
