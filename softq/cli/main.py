@@ -5,6 +5,8 @@
 
 import os
 import sys
+import warnings
+from difflib import get_close_matches
 from importlib import import_module
 from importlib.metadata import version
 
@@ -26,8 +28,11 @@ def main(arguments: list[str] | None = None) -> None:
         print(version("softq"))
         sys.exit(0)
     if words[0] not in VERBS:
-        _fail(f"no verb {words[0]!r}; the verbs are {', '.join(VERBS)}", 2)
+        close = get_close_matches(words[0], VERBS, n=1)
+        _fail(f"no verb {words[0]!r}; {f'did you mean {close[0]}?' if close else 'softq --help lists them'}", 2)
     sys.path.insert(0, os.getcwd())  # so that a user's own method is importable
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     sys.exit(_guarded(words[0], words[1:]))
 
 

@@ -2,6 +2,7 @@
 
 import inspect
 import re
+from collections.abc import Callable
 
 from rich.console import Console
 from rich.table import Table
@@ -9,33 +10,40 @@ from rich.table import Table
 from softq.objectives import METHODS
 from softq.records import Method
 
+LEGEND = """
+takes    pairs: prompt, chosen, rejected. labels+mismatched: pairs are read as good and bad completions.
+         groups: prompt, completions, scores. rows: demonstrations, the chosen completions of pairs.
+reads    what is scored beside log π. Whatever reads ref_* loads a reference: --reference, or the model as it starts.
+coupled  the gradient of a record depends on the other records of its step.
+rewards/* in the logs is β · log π/π_ref, and β · log π where no reference is read; scores/* is what the loss trains.
+A sum such as dpo+sft and a function of your own, package.module:function, are methods too."""
+
 
 def run(words: list[str]) -> int:
-    """One row a method, from what makes it."""
+    """One row a method, read off the method and the signature of what makes it."""
     if words and words[0] not in {"-h", "--help"}:
         raise ValueError(f"softq methods takes no {words[0]!r}")
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("method", "paper", "takes", "needs", "settings", "couples rows", "rewards/*"):
-        table.add_column(heading, overflow="fold")
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    for heading in ("method", "arXiv", "takes", "reads", "settings"):
+        table.add_column(heading, overflow="fold", no_wrap=heading == "method")
     for name, make in METHODS.items():
-        table.add_row(*row(name, make(), inspect.getdoc(make) or "", str(inspect.signature(make))))
-    Console(highlight=False).print(table)
+        table.add_row(*row(name, make))
+    console = Console(highlight=False)
+    console.print(table)
+    console.print(LEGEND, markup=False)
     return 0
 
 
-def row(name: str, method: Method, document: str, signature: str) -> tuple[str, ...]:
+def row(name: str, make: Callable[..., Method]) -> tuple[str, ...]:
     """The cells of one method."""
-    paper = re.search(r"arXiv (\d{4}\.\d{5})", document)
-    settings = re.sub(r"^\(\*?,? ?|\) -> .*$", "", signature)
-    needs = ", ".join(readout.name for readout in method.needs) or "no reference"
-    referenced = any("ref" in readout.models for readout in method.needs)
-    reward = "β · log π/π_ref" if referenced else "β · log π"
+    method = make()
+    paper = re.search(r"arXiv (\d{4}\.\d{5})", inspect.getdoc(make) or "")
+    settings = [f"{parameter.name}={parameter.default}" for parameter in inspect.signature(make).parameters.values()]
+    reads = [readout.name for readout in method.needs] + [column for column in method.columns if column != "weight"]
     return (
         name,
-        paper.group(1) if paper else "–",
-        method.takes,
-        needs,
-        re.sub(r": (float|int|bool|str) = ", "=", settings),
-        "yes" if method.coupled else "no",
-        reward,
+        paper.group(1) if paper else "",
+        method.takes + (", coupled" if method.coupled else ""),
+        ", ".join(reads),
+        " ".join(settings),
     )

@@ -1,7 +1,7 @@
 """A run's events as a person sees them: a progress bar with the time left on a terminal, plain lines elsewhere."""
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -26,7 +26,7 @@ class Show:
     def __init__(self, every: int) -> None:
         self.every = every
         self.console = Console(highlight=False, soft_wrap=True)
-        self.began = time.monotonic()
+        self.began: float | None = None
 
     def all(self, events: Iterable[Event]) -> None:
         """Show events until they end."""
@@ -56,12 +56,14 @@ class Show:
         self.console.print(text, markup=False)
 
     def _left(self, event: Stepped) -> str:
-        if self.console.is_terminal:
+        """The time left by the pace since the first step; a progress bar shows its own."""
+        if self.began is None:
+            self.began = time.monotonic()
+        if self.console.is_terminal or event.step == 1:
             return ""
-        seconds = (time.monotonic() - self.began) * (event.steps - event.step) / event.step
+        seconds = (time.monotonic() - self.began) * (event.steps - event.step) / (event.step - 1)
         return f"  {seconds:.0f} s left"
 
 
-def _line(metrics, prefix: str = "") -> str:
-    shown = [(name.rsplit("/", 1)[0] + "/" + name.rsplit("/", 1)[1] if "/" in name else name) for name in SHOWN]
-    return "  ".join(f"{name} {metrics[prefix + name]:.4g}" for name in shown if prefix + name in metrics)
+def _line(metrics: Mapping[str, float], prefix: str = "") -> str:
+    return "  ".join(f"{name} {metrics[prefix + name]:.4g}" for name in SHOWN if prefix + name in metrics)

@@ -5,8 +5,11 @@ attention, and is ordinary SDPA where the keyword is absent. Nothing is global: 
 forward again during the backward pass, finds the keyword where it was.
 """
 
+from bisect import bisect_right
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -24,21 +27,37 @@ class NotATree(ValueError):
     """The model asks for attention that is not plain causal attention over ancestors."""
 
 
-@dataclass(frozen=True)
-class Run:
-    """Consecutive nodes, each the parent of the next, and what they see: earlier pieces, then themselves."""
+class Run(NamedTuple):
+    """Consecutive nodes, each the parent of the next: one path. Spans are half-open ranges of node numbers."""
 
-    size: int
-    pieces: tuple[int, ...]  # numbers of the pieces that hold its keys, its own last
-    mask: Tensor | None  # [size, keys] bool; None: nothing above, plain causal
+    start: int
+    end: int
+    above: tuple[tuple[int, int], ...]  # the spans of its ancestors, from the root down
+
+
+def runs(tree: Tree) -> list[Run]:
+    """A forest as its runs: for a prompt with two completions, prompt + first completion, and second completion."""
+    parent = tree.parent.tolist()
+    starts = [i for i, p in enumerate(parent) if p != i - 1 or i == 0]
+    made: list[Run] = []
+    for start, end in zip(starts, [*starts[1:], len(parent)], strict=True):
+        p = parent[start]
+        if p < 0:
+            made.append(Run(start, end, ()))
+        else:
+            over = made[bisect_right(starts, p) - 1]
+            made.append(Run(start, end, (*over.above, (over.start, p + 1))))
+    return made
 
 
 @dataclass(frozen=True)
 class Packed:
-    """All trees in one row, end to end. One attention call a run: a prompt and its first completion, or a further completion."""
+    """All trees in one row, end to end. One attention call a run."""
 
-    runs: tuple[Run, ...]
+    sizes: tuple[int, ...]  # of the runs
     pieces: tuple[int, ...]  # sizes; a piece is what is always seen together
+    keys: tuple[tuple[int, ...], ...]  # of each run: the pieces it sees, its own last
+    masks: tuple[Tensor | None, ...]  # of each run: [size, keys] bool; None: nothing above, plain causal
 
 
 @dataclass(frozen=True)
@@ -49,23 +68,33 @@ class Padded:
 
 
 def packed(tree: Tree, device: torch.device) -> Packed:
-    """The runs of a forest and the pieces that their keys are made of."""
-    parent = tree.parent.tolist()
-    starts = [i for i, p in enumerate(parent) if p != i - 1 or i == 0]
-    ends = [*starts[1:], len(parent)]
-    cuts = sorted({*starts, *(parent[s] + 1 for s in starts if parent[s] >= 0), len(parent)})
+    """What attention needs of a forest in one row."""
+    paths = runs(tree)
+    cuts = sorted({len(tree.parent), *(end for run in paths for end in (run.start, *(stop for _, stop in run.above)))})
     number = {start: k for k, start in enumerate(cuts)}
-    run_of = {i: r for r, (s, e) in enumerate(zip(starts, ends, strict=True)) for i in range(s, e)}
-    above: list[list[int]] = []
-    runs = []
-    for s, e in zip(starts, ends, strict=True):
-        p = parent[s]
-        seen = [] if p < 0 else [*above[run_of[p]], *range(number[starts[run_of[p]]], number[p + 1])]
-        above.append(seen)
-        keys = sum(cuts[k + 1] - cuts[k] for k in seen) + e - s
-        mask = None if p < 0 else torch.ones(e - s, keys, dtype=torch.bool, device=device).tril(keys - (e - s))
-        runs.append(Run(e - s, (*seen, *range(number[s], number[e])), mask))
-    return Packed(tuple(runs), tuple(b - a for a, b in pairwise(cuts)))
+    keys, masks = [], []
+    for run in paths:
+        spans = (*run.above, (run.start, run.end))
+        keys.append(tuple(k for start, end in spans for k in range(number[start], number[end])))
+        size, above = run.end - run.start, sum(end - start for start, end in run.above)
+        mask = torch.ones(size, above + size, dtype=torch.bool, device=device).tril(above) if above else None
+        masks.append(mask)
+    sizes = tuple(run.end - run.start for run in paths)
+    return Packed(sizes, tuple(end - start for start, end in pairwise(cuts)), tuple(keys), tuple(masks))
+
+
+def padded(tree: Tree, spans: Sequence[tuple[int, int]], device: torch.device) -> Padded:
+    """What attention needs of a forest with one tree a row; `spans` are the trees. Padding sees itself."""
+    width = max(end - start for start, end in spans)
+    sees = torch.eye(width, dtype=torch.bool).repeat(len(spans), 1, 1)
+    starts = [start for start, _ in spans]
+    for run in runs(tree):
+        row = bisect_right(starts, run.start) - 1
+        first, last = run.start - starts[row], run.end - starts[row]
+        sees[row, first:last, first:last] = torch.ones(last - first, last - first, dtype=torch.bool).tril()
+        for start, end in run.above:
+            sees[row, first:last, start - starts[row] : end - starts[row]] = True
+    return Padded(sees[:, None].to(device))
 
 
 def tree_attention(
@@ -74,6 +103,7 @@ def tree_attention(
     key: Tensor,
     value: Tensor,
     attention_mask: Tensor | None,
+    *,
     tree: Packed | Padded | None = None,
     **kwargs,
 ) -> tuple[Tensor, None]:
@@ -91,10 +121,9 @@ def tree_attention(
         return seen.transpose(1, 2).contiguous(), None
     keys, values = key.split(tree.pieces, 2), value.split(tree.pieces, 2)
     parts = []
-    for run, q in zip(tree.runs, query.split([run.size for run in tree.runs], 2), strict=True):
-        k, v = (torch.cat([part[p] for p in run.pieces], 2) for part in (keys, values))
-        causal = run.mask is None
-        parts.append(F.scaled_dot_product_attention(q, k, v, attn_mask=run.mask, is_causal=causal, scale=scale))
+    for q, seen, mask in zip(query.split(tree.sizes, 2), tree.keys, tree.masks, strict=True):
+        k, v = (torch.cat([part[p] for p in seen], 2) for part in (keys, values))
+        parts.append(F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, scale=scale))
     return torch.cat(parts, 2).transpose(1, 2).contiguous(), None
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
-from softq.lm.attention import Packed, Padded, packed
+from softq.lm.attention import packed, padded
 from softq.records import Tree
 
 Layout = Callable[[nn.Module, Tree], Tensor]
@@ -51,21 +51,16 @@ def run_plain(body: nn.Module, tree: Tree) -> Tensor:
 
 def run_padded(body: nn.Module, tree: Tree) -> Tensor:
     """One row a tree, with a mask that shows each node its ancestors."""
-    parent, depth = tree.parent, torch.tensor(depths(tree))
-    roots = (parent < 0).nonzero()[:, 0].tolist()
-    spans = list(zip(roots, [*roots[1:], len(parent)], strict=True))
+    depth = torch.tensor(depths(tree))
+    roots = (tree.parent < 0).nonzero()[:, 0].tolist()
+    spans = list(zip(roots, [*roots[1:], len(depth)], strict=True))
     width = max(end - start for start, end in spans)
-    sees = torch.eye(width, dtype=torch.bool).repeat(len(spans), 1, 1)
-    for row, (start, end) in enumerate(spans):
-        for node, above in enumerate(parent[start:end].tolist()):
-            if above >= 0:
-                sees[row, node] |= sees[row, above - start]
     device = _device(body)
     hidden = body(
         input_ids=torch.stack([_fill(tree.token[s:e], width) for s, e in spans]).to(device),
         position_ids=torch.stack([_fill(depth[s:e], width) for s, e in spans]).to(device),
         attention_mask=_no_mask(device),
-        tree=Padded(sees[:, None].to(device)),
+        tree=padded(tree, spans, device),
         use_cache=False,
     ).last_hidden_state
     return torch.cat([hidden[row, : e - s] for row, (s, e) in enumerate(spans)])
@@ -85,8 +80,6 @@ def run_packed(body: nn.Module, tree: Tree) -> Tensor:
 
 
 LAYOUTS: Mapping[str, Layout] = {"plain": run_plain, "padded": run_padded, "packed": run_packed}
-
-__all__ = ["LAYOUTS", "Layout", "Packed", "depths", "run_packed", "run_padded", "run_plain"]
 
 
 def _device(body: nn.Module) -> torch.device:

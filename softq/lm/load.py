@@ -2,7 +2,9 @@
 
 import copy
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,12 +12,14 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging
 
 from softq.lm.model import AdapterOff, CausalLM
-from softq.lm.probe import choose_layout, head_is_right
+from softq.lm.probe import choose_layout, plain_is_right
 from softq.lm.score import Models
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
+NOISE = re.compile("dropout|layerdrop|^(input_)?jitter_noise$")  # rates at which training drops or shakes something
 
 
 class Lora(NamedTuple):
@@ -58,10 +62,13 @@ def load(
     """
     started = _model(model, dtype, trust_remote_code) if isinstance(model, str) else model
     if isinstance(model, str) and tokenizer is None:
-        tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=trust_remote_code)
+        home = model if (Path(model) / "tokenizer_config.json").is_file() else _adapted(model) or model
+        tokenizer = AutoTokenizer.from_pretrained(home, trust_remote_code=trust_remote_code)
     if tokenizer is None:
         raise ValueError("a model object comes without a tokenizer: pass tokenizer=")
     fresh = lora is not None
+    if fresh and isinstance(started, PeftModel):
+        raise ValueError(f"{model} is an adapter, which training continues: leave lora out, or merge the adapter first")
     if lora is not None:
         config = LoraConfig(
             r=lora.r,
@@ -86,14 +93,15 @@ def load(
 
 
 def no_dropout(model: nn.Module) -> None:
-    """Dropout rates to 0, in modules and in the numbers that attention reads. The model stays in train mode, which
-    gradient checkpointing needs: p = 0, not eval()."""
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-        for name, value in vars(module).items():
-            if "dropout" in name and isinstance(value, float):
-                setattr(module, name, 0.0)
+    """Rates of dropout and other noise to 0, wherever a forward pass reads them: in modules, in their numbers and in
+    configurations. The model stays in train mode, which gradient checkpointing needs: p = 0, not eval()."""
+    configs = [module.config for module in model.modules() if isinstance(module, PreTrainedModel)]
+    for owner in [*model.modules(), *configs]:
+        if isinstance(owner, nn.Dropout):
+            owner.p = 0.0
+        for name, value in vars(owner).items():
+            if NOISE.search(name) and isinstance(value, float):
+                setattr(owner, name, 0.0)
     model.train()
 
 
@@ -102,25 +110,55 @@ def _ready(model: nn.Module, layout: str, device: str | None) -> tuple[CausalLM,
         model.to(device)
     no_dropout(model)
     plain = CausalLM(model)  # pyright: ignore[reportArgumentType]
-    own_head = not head_is_right(plain)
-    plain.own_head = own_head
-    notes = ["its head does more than a product: scored through the model's own forward, which is slower"] * own_head
-    chosen, reason = ("plain", "its own forward is used") if own_head else choose_layout(plain, layout)
+    plain.own_head = not plain_is_right(plain)
+    if plain.own_head and not plain_is_right(plain):
+        raise ValueError(
+            f"this {plain.config.model_type} model scores a token otherwise in a batch than alone: it looks ahead or at "
+            "padding, or draws at random in training; softq needs a causal language model"
+        )
+    notes = ["its head does more than a product: scored through its own forward, which is slower"] * plain.own_head
+    chosen, reason = choose_layout(plain, layout)
     if reason:
         notes.append(f"layout plain, because {reason}")
-    return CausalLM(plain.model, chosen, own_head), notes
+    return CausalLM(plain.model, chosen, plain.own_head), notes
 
 
 def _model(name: str, dtype: str, trust_remote_code: bool) -> PreTrainedModel | PeftModel:
     kwargs = {"dtype": DTYPES[dtype], "trust_remote_code": trust_remote_code}
-    adapter = Path(name) / "adapter_config.json"
-    if adapter.is_file():
-        base = json.loads(adapter.read_text())["base_model_name_or_path"]
-        return PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base, **kwargs), name, is_trainable=True)
-    config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
-    if config.is_encoder_decoder:
-        raise ValueError(f"{name} is an encoder-decoder ({config.model_type}); softq trains causal language models")
-    return AutoModelForCausalLM.from_pretrained(name, **kwargs)
+    with without_bars() if Path(name).is_dir() else nullcontext():
+        if base := _adapted(name):
+            model = AutoModelForCausalLM.from_pretrained(base, **kwargs)
+            return PeftModel.from_pretrained(model, name, is_trainable=True)
+        try:
+            config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
+        except (OSError, ValueError) as error:
+            why = (
+                "its config can not be read"
+                if Path(name).is_dir()
+                else "no such directory, nor such a model on the hub"
+            )
+            raise ValueError(f"model {name}: {why}") from error
+        if config.is_encoder_decoder:
+            raise ValueError(f"{name} is an encoder-decoder ({config.model_type}); softq trains causal language models")
+        return AutoModelForCausalLM.from_pretrained(name, **kwargs)
+
+
+@contextmanager
+def without_bars() -> Iterator[None]:
+    """transformers' progress bars off for a moment: reading and writing on a disk needs none, a download does."""
+    before = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if before:
+            logging.enable_progress_bar()
+
+
+def _adapted(name: str) -> str | None:
+    """The model that an adapter in a directory changes; None where there is no adapter."""
+    config = Path(name) / "adapter_config.json"
+    return json.loads(config.read_text())["base_model_name_or_path"] if config.is_file() else None
 
 
 def _same_vocabulary(policy: CausalLM, reference: CausalLM, name: str) -> None:

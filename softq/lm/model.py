@@ -51,6 +51,16 @@ class CausalLM(nn.Module):
         return model.get_base_model() if isinstance(model, PeftModel) else model  # pyright: ignore[reportReturnType]
 
     @property
+    def config(self) -> PreTrainedConfig:
+        """The configuration of the language model, also where that is a part of a larger model."""
+        return self.transformer.config.get_text_config()
+
+    @property
+    def body(self) -> nn.Module:
+        """What makes states of tokens."""
+        return _OwnForward(self.transformer) if self.own_head else self.transformer.base_model
+
+    @property
     def head(self) -> nn.Module:
         """The layer that makes logits of states."""
         head = self.transformer.get_output_embeddings()
@@ -65,21 +75,20 @@ class CausalLM(nn.Module):
 
     @property
     def window(self) -> int | None:
-        """The attention window, if the model has one: trees that reach beyond it run plain."""
-        return self.transformer.config.to_dict().get("sliding_window")
+        """The attention window, if the model has one: trees that reach beyond it run plain. Qwen2-MoE writes 0 for none."""
+        return self.config.to_dict().get("sliding_window") or None
 
     def states(self, tree: Tree) -> Tensor:
         """[N] nodes -> [N, H], the inputs of the head."""
         plain = self.layout == "plain" or (self.window is not None and max(depths(tree)) >= self.window)
-        body = _OwnForward(self.transformer) if self.own_head else self.transformer.base_model
-        return LAYOUTS["plain" if plain else self.layout](body, tree)
+        return LAYOUTS["plain" if plain else self.layout](self.body, tree)
 
     def logits(self, states: Tensor) -> Tensor:
         """[n, H] -> [n, V]: the product in the model's dtype, float32 or wider after it."""
         if self.own_head:
             return _wide(states)
         logits = _wide(self.head(states))
-        config = self.transformer.config
+        config = self.config
         return AFTER_HEAD[config.model_type](config, logits) if config.model_type in AFTER_HEAD else logits
 
 

@@ -15,11 +15,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, LlamaConfig
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
 from softq.data.encode import Completion, Encoded
 from softq.inspection.colour import Line, picture
-from softq.lm.load import Loaded, load
+from softq.lm.load import Loaded, load, without_bars
 from softq.lm.score import score
 from softq.mdp.readouts import REF_LOGP
 from softq.objectives import METHODS
@@ -140,7 +140,8 @@ def fine_tune(world: World, directory: Path, seed: int) -> None:
     source = batches(records, method, batch_size=64, epochs=steps / steps_of(len(records), 64), seed=seed)
     for _ in train(loaded.models, method, source, update):
         pass
-    loaded.policy.model.save_pretrained(str(directory))
+    with without_bars():
+        loaded.policy.model.save_pretrained(str(directory))
     tokenizer.save_pretrained(str(directory))
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
+from softq.lm.load import without_bars
 from softq.lm.model import CausalLM
 
 MANIFEST = "manifest.json"
@@ -70,7 +71,8 @@ def save(
     """
     partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=directory))
     try:
-        policy.model.save_pretrained(str(partial))
+        with without_bars():
+            policy.model.save_pretrained(str(partial))
         tokenizer.save_pretrained(partial)
         generation = policy.transformer.generation_config or GenerationConfig()
         generation.eos_token_id = end_tokens(policy, tokenizer, ends)

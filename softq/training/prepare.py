@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 
 from softq.data.encode import Encoded
-from softq.data.read import Dataset, boundaries, read
+from softq.data.read import Dataset, boundaries, read, template
 from softq.lm.load import Loaded, Lora, load
 from softq.lm.model import AdapterOff
 from softq.lm.probe import verify_layout
@@ -62,6 +62,8 @@ def load_models(name: str, settings: Settings, method: Method, device: str) -> L
 def read_data(name: str, settings: Settings, method: Method, loaded: Loaded) -> Data:
     """The data as tokens, split by the seed, and what to say about it."""
     ends = end_tokens(loaded.policy, loaded.tokenizer)
+    if settings.chat_template is not None:
+        loaded.tokenizer.chat_template = template(settings.chat_template)
 
     def of(files: Sequence[str]) -> Dataset:
         return read(
@@ -70,7 +72,6 @@ def read_data(name: str, settings: Settings, method: Method, loaded: Loaded) -> 
             end_ids=ends,
             max_length=settings.max_length,
             format=settings.format,
-            chat_template=settings.chat_template,
             reads=method.columns,
             method=name,
         )

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
 
 from softq.lm.load import Loaded
@@ -61,6 +62,7 @@ def run(
     OutputError, ValueError (settings) or RunError.
     """
     directory = Path(settings.output)
+    AcceleratorState._reset_state()  # it is one for the process, and an earlier run may have had another precision
     accelerator = Accelerator(mixed_precision="bf16" if settings.bf16 else "no")
     set_seed(settings.seed)
     loaded = load_models(name, settings, method, str(accelerator.device))

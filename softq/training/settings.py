@@ -34,7 +34,7 @@ class Settings(BaseModel):
 
     learning_rate: float = Field(1e-6, gt=0, description="peak learning rate of AdamW")
     lr_scheduler_type: Literal["linear", "cosine", "constant"] = Field("linear", description="shape after warm-up")
-    warmup_steps: float = Field(0, ge=0, description="steps of warm-up; below 1, a share of all steps")
+    warmup_steps: float = Field(0.0, ge=0, description="steps of warm-up; below 1, a share of all steps")
     weight_decay: float = Field(0.0, ge=0, description="AdamW's decoupled weight decay")
     adam_beta1: float = Field(0.9, ge=0, lt=1, description="AdamW's decay of the mean")
     adam_beta2: float = Field(0.999, ge=0, lt=1, description="AdamW's decay of the square")

@@ -1,0 +1,5 @@
+"""python -m softq is softq."""
+
+from softq.cli.main import main
+
+main()
