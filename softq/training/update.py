@@ -18,17 +18,17 @@ SCHEDULES: Mapping[str, Callable[[float], float]] = {
 class AdamW:
     """AdamW (arXiv 1711.05101) on the parameters that want a gradient; call it once a step.
 
-    learning_rate rises linearly over `warmup_steps`, then follows SCHEDULES[schedule] over the rest of `steps`. Gradients
-    are clipped to the norm `max_grad_norm`. `backward` is how a micro-batch's gradient is made.
+    learning_rate rises linearly over `warmup_steps`, then follows SCHEDULES[schedule] over the rest of `steps`, which all
+    but "constant" need. Gradients are clipped to the norm `max_grad_norm`. `backward` makes a micro-batch's gradient.
     """
 
     def __init__(
         self,
         model: nn.Module,
         *,
-        steps: int,
         learning_rate: float = 1e-6,
-        schedule: str = "linear",
+        schedule: str = "constant",
+        steps: int | None = None,
         warmup_steps: int = 0,
         weight_decay: float = 0.0,
         betas: tuple[float, float] = (0.9, 0.999),
@@ -40,11 +40,14 @@ class AdamW:
         self.max_grad_norm = max_grad_norm
         self.backward = backward
         shape = SCHEDULES[schedule]
+        if steps is None and schedule != "constant":
+            raise ValueError(f"schedule {schedule!r} needs to know the number of steps")
+        falling = max(1, (steps or 0) - warmup_steps)
 
         def factor(step: int) -> float:
             if step < warmup_steps:
                 return (step + 1) / warmup_steps
-            return shape(min(1.0, (step - warmup_steps) / max(1, steps - warmup_steps)))
+            return shape(min(1.0, (step - warmup_steps) / falling))
 
         self.schedule = LambdaLR(self.optimizer, factor)
 
