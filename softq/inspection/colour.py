@@ -11,12 +11,13 @@ LOW, HIGH = (214, 69, 65), (46, 134, 193)
 
 
 class Line(NamedTuple):
-    """One line of text: words, a number each (None: not coloured), and which word to frame."""
+    """One line of text: words, a number each (None: not coloured), which word to frame and which to underline."""
 
     label: str
     words: Sequence[str]
     values: Sequence[float | None]
     framed: int | None = None
+    underlined: Sequence[int] = ()
 
 
 def shade(value: float, scale: float) -> tuple[int, int, int]:
@@ -78,8 +79,10 @@ def _line(line: Line, scale: float, top: float) -> tuple[list[str], float]:
             fill = "#{:02x}{:02x}{:02x}".format(*colour)
             parts.append(f'<rect x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="21" rx="4" fill="{fill}"{frame}/>')
         parts.append(f'<text x="{x + 3:.1f}" y="{y + 15:.1f}" style="fill:{ink(colour)}">{escape(word)}</text>')
+        if n in line.underlined:
+            parts.append(f'<path d="M{x + 3:.1f} {y + 24.5:.1f}h{width - 6:.1f}" stroke="#1f2933" stroke-width="2"/>')
         x += width + 2
-    return parts, y - top + LINE + (8 if line.label else 2)
+    return parts, y - top + LINE + 8
 
 
 def _text(x: float, y: float, words: str, kind: str) -> str:

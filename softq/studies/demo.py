@@ -165,7 +165,7 @@ def _dpo(directory: Path, seed: int) -> Iterator[Event]:
         "output": str(directory / "dpo"),
         "overwrite": True,
         "beta": 1.0,
-        "learning_rate": 1e-3,
+        "learning_rate": 5e-4,
         "warmup_steps": 10,
         "weight_decay": 0.01,
         "adam_beta2": 0.98,
@@ -263,12 +263,14 @@ def drawn(answers: Sequence[Answer], figures: dict[str, Any]) -> str:
     for answer in examples(answers):
         words = [*answer.injected.answer, END]
         lines += [
-            Line("", answer.prompt, [None] * len(answer.prompt)),
-            Line("implicit reward", words, answer.reward, int(np.argmin(answer.reward))),
-            Line("log-prob before", words, answer.before, int(np.argmin(answer.before))),
+            Line("question", answer.prompt, [None] * len(answer.prompt)),
+            *(
+                Line(label, words, values, int(np.argmin(values)), answer.injected.span)
+                for label, values in (("implicit reward", answer.reward), ("log-prob before", answer.before))
+            ),
         ]
     caption = (
-        "One asked name in each answer is wrong. Training saw only which of two whole answers was preferred.",
+        "One name in each answer is wrong (underlined). Training only saw which of two whole answers was preferred.",
         f"The lowest implicit reward (framed) falls on the wrong name in {figures['localisation_top1']:.0%} of "
         f"{len(answers)} answers, the lowest log-prob before in {figures['control_top1']:.0%}.",
     )
