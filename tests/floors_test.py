@@ -26,7 +26,7 @@ OUTSIDE = {
     "masked": {"torch"},
     "mdp": {"torch"},
     "objectives": {"torch"},
-    "lm": {"torch", "transformers", "peft", "safetensors", "numpy"},
+    "lm": {"torch", "transformers", "tokenizers", "peft", "safetensors", "numpy"},
     "data": {"transformers", "tokenizers", "datasets", "pyarrow", "numpy", "jinja2"},
     "worlds": set(),
     "search": {"torch"},

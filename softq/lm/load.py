@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from tokenizers import Tokenizer
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
@@ -18,6 +19,7 @@ from softq.lm.model import AdapterOff, CausalLM
 from softq.lm.probe import choose_layout, plain_is_right
 from softq.lm.score import Models
 
+PROBE = "It's 2026: naïve cats' plans cost 3,141 €\n\n  don't —  work."
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 NOISE = re.compile("dropout|layerdrop|^(input_)?jitter_noise$")  # rates at which training drops or shakes something
 
@@ -61,9 +63,11 @@ def load(
     anything else names another model. layout: "auto", or a name of `lm.layouts.LAYOUTS`.
     """
     started = _model(model, dtype, trust_remote_code) if isinstance(model, str) else model
+    told: list[str] = []
     if isinstance(model, str) and tokenizer is None:
         home = model if (Path(model) / "tokenizer_config.json").is_file() else _adapted(model) or model
         tokenizer = AutoTokenizer.from_pretrained(home, trust_remote_code=trust_remote_code)
+        told = _resplit(tokenizer, Path(home) / "tokenizer.json")
     if tokenizer is None:
         raise ValueError("a model object comes without a tokenizer: pass tokenizer=")
     fresh = lora is not None
@@ -89,7 +93,7 @@ def load(
         notes += [f"reference: {note}" for note in more]
         models["ref"] = other.requires_grad_(False)
         _same_vocabulary(policy, other, reference)
-    return Loaded(Models(models), tokenizer, tuple(notes))
+    return Loaded(Models(models), tokenizer, (*told, *notes))
 
 
 def no_dropout(model: nn.Module) -> None:
@@ -153,6 +157,18 @@ def without_bars() -> Iterator[None]:
     finally:
         if before:
             logging.enable_progress_bar()
+
+
+def _resplit(tokenizer: PreTrainedTokenizerBase, file: Path) -> list[str]:
+    """A note where transformers' class for this model type splits text otherwise than the directory's tokenizer.json."""
+    if not file.is_file() or Tokenizer.from_file(str(file)).encode(
+        PROBE, add_special_tokens=False
+    ).ids == tokenizer.encode(PROBE, add_special_tokens=False):
+        return []
+    kind = type(tokenizer).__name__
+    return [
+        f"transformers reads this tokenizer.json as a {kind}, which splits text in its own way; so will all who load it"
+    ]
 
 
 def _adapted(name: str) -> str | None:
