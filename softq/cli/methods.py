@@ -11,12 +11,16 @@ from softq.objectives import METHODS
 from softq.records import Method
 
 LEGEND = """
-takes    pairs: prompt, chosen, rejected. labels+mismatched: pairs are read as good and bad completions.
-         groups: prompt, completions, scores. rows: demonstrations, the chosen completions of pairs.
-reads    what is scored beside log π. Whatever reads ref_* loads a reference: --reference, or the model as it starts.
-coupled  the gradient of a record depends on the other records of its step.
-rewards/* in the logs is β · log π/π_ref, and β · log π where no reference is read; scores/* is what the loss trains.
-A sum such as dpo+sft and a function of your own, package.module:function, are methods too."""
+takes    pairs: prompt, chosen, rejected. groups: prompt, completions, scores.
+         labels+mismatched: pairs, read as good and bad completions.
+         rows: pairs, of which the chosen completions are read.
+reads    beside log π. What reads ref_… loads a reference: --reference, or the
+         model as it starts.
+coupled  the gradient of a record depends on the others of its step.
+
+In the logs rewards/* is β log π/π_ref (β log π where no reference is read), and
+scores/* is what the loss trains. Sums such as dpo+sft and functions of your
+own, package.module:function, are methods too."""
 
 
 def run(words: list[str]) -> int:
@@ -38,7 +42,8 @@ def row(name: str, make: Callable[..., Method]) -> tuple[str, ...]:
     """The cells of one method."""
     method = make()
     paper = re.search(r"arXiv (\d{4}\.\d{5})", inspect.getdoc(make) or "")
-    settings = [f"{parameter.name}={parameter.default}" for parameter in inspect.signature(make).parameters.values()]
+    parameters = inspect.signature(make).parameters.values()
+    settings = [f"{p.name}={p.default:g}" if type(p.default) is float else f"{p.name}={p.default}" for p in parameters]
     reads = [readout.name for readout in method.needs] + [column for column in method.columns if column != "weight"]
     return (
         name,

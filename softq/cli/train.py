@@ -1,8 +1,9 @@
 """softq train METHOD --model M --data FILE --output DIR …"""
 
 import argparse
+from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn, get_args, get_origin
+from typing import Any, Literal, NoReturn, get_args, get_origin
 
 import yaml
 from pydantic.fields import FieldInfo
@@ -60,8 +61,16 @@ def _own(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
 
 
 def _parser(name: str) -> _Parser:
-    """Every setting of a run of this method as a flag; --learning_rate and --learning-rate are one."""
-    parser = _Parser(prog="softq train", usage=USAGE, add_help=False, allow_abbrev=False, description=DESCRIPTION)
+    """Every setting of a run of this method as a flag."""
+    wide = partial(argparse.HelpFormatter, max_help_position=36)
+    parser = _Parser(
+        prog="softq train",
+        usage=USAGE,
+        add_help=False,
+        allow_abbrev=False,
+        description=DESCRIPTION,
+        formatter_class=wide,
+    )
     for prefix, part in schema(name).items():
         group = parser.add_argument_group(f"settings of {prefix[:-1] or name}")
         for field, info in part.model_fields.items():
@@ -83,26 +92,49 @@ DESCRIPTION = (
 
 def _add(group: Any, name: str, info: FieldInfo) -> None:
     """One setting as a flag. Values stay strings: the schema gives them their types."""
-    default = "" if info.is_required() else f" [{'' if info.default is None else info.default}]"
-    text = f"{info.description or ''}{default if default != ' []' else ''}".replace("%", "%%")
-    spelled = dict.fromkeys([flag(name), "--" + name])
+    default = "" if info.is_required() or info.default in (None, [], False) else f" [{_shown(info.default)}]"
+    text = f"{info.description or ''}{default}".strip().replace("%", "%%")
     options: dict[str, Any] = {"dest": name, "default": argparse.SUPPRESS, "help": text}
     if info.annotation is bool:
-        group.add_argument(*spelled, action=argparse.BooleanOptionalAction, **options)
+        group.add_argument(flag(name), action=argparse.BooleanOptionalAction, **options)
     elif get_origin(info.annotation) is list:
-        group.add_argument(*spelled, nargs="+", metavar="X", **options)
+        group.add_argument(flag(name), nargs="+", metavar="X", **options)
     else:
-        kinds = [kind.__name__ for kind in (info.annotation, *get_args(info.annotation)) if isinstance(kind, type)]
-        group.add_argument(*spelled, metavar=(kinds or ["X"])[0].upper(), **options)
+        group.add_argument(flag(name), metavar=_metavar(info.annotation), **options)
+
+
+def _metavar(kind: Any) -> str:
+    """What stands for a value in the help: its type, or its choices."""
+    if get_origin(kind) is Literal:
+        return "{" + ",".join(get_args(kind)) + "}"
+    if get_args(kind):  # int | None, Annotated[int, ...]
+        return _metavar(get_args(kind)[0])
+    return {int: "INT", float: "NUMBER", str: "TEXT"}.get(kind, "X")
+
+
+def _shown(default: Any) -> str:
+    return (
+        " ".join(map(str, default))
+        if isinstance(default, list)
+        else f"{default:g}"
+        if type(default) is float
+        else str(default)
+    )
 
 
 def _flags(parser: _Parser, words: list[str]) -> dict[str, Any]:
-    options, unknown = parser.parse_known_args(words)
+    options, unknown = parser.parse_known_args([_dashed(word) for word in words])
     if unknown:
         known = [spelled for action in parser._actions for spelled in action.option_strings]
         word = unknown[0].split("=")[0]
         raise ValueError(f"{word}: no such setting{nearest(word, known)}; softq train METHOD --help lists them")
     return vars(options)
+
+
+def _dashed(word: str) -> str:
+    """--learning_rate=1 and --learning-rate=1 are one."""
+    name, equals, value = word.partition("=")
+    return (name.replace("_", "-") if word.startswith("--") else name) + equals + value
 
 
 def _document(path: str) -> dict[str, Any]:
