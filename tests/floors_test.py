@@ -40,7 +40,8 @@ STANDARD = __import__("sys").stdlib_module_names
 
 
 def floor(path: Path) -> str:
-    return path.relative_to(ROOT).parts[0].removesuffix(".py")
+    first = path.relative_to(ROOT).parts[0].removesuffix(".py")
+    return "cli" if first == "__main__" else first
 
 
 def name(path: Path) -> str:

@@ -45,5 +45,5 @@ def test_every_folder_and_method_it_names_exists() -> None:
     root = Path(__file__).parent.parent
     for path in re.findall(r"`(softq/[\w./]*|bench/|conformance/|docs/|tests/)`", README):
         assert (root / path).exists(), path
-    for link in re.findall(r"\]\(((?!http)[^)]+)\)", README):
+    for link in re.findall(r"\]\(((?!http)[\w./-]+\.\w+)\)", README):
         assert (root / link).exists(), link

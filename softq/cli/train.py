@@ -92,7 +92,11 @@ DESCRIPTION = (
 
 def _add(group: Any, name: str, info: FieldInfo) -> None:
     """One setting as a flag. Values stay strings: the schema gives them their types."""
-    default = "" if info.is_required() or info.default is False or info.default in (None, []) else f" [{_shown(info.default)}]"
+    default = (
+        ""
+        if info.is_required() or info.default is False or info.default in (None, [])
+        else f" [{_shown(info.default)}]"
+    )
     text = f"{info.description or ''}{default}".strip().replace("%", "%%")
     options: dict[str, Any] = {"dest": name, "default": argparse.SUPPRESS, "help": text}
     if info.annotation is bool:

@@ -64,27 +64,19 @@ def load(
     """
     started = _model(model, dtype, trust_remote_code) if isinstance(model, str) else model
     told: list[str] = []
-    if isinstance(model, str) and tokenizer is None:
-        home = model if (Path(model) / "tokenizer_config.json").is_file() else _adapted(model) or model
-        tokenizer = AutoTokenizer.from_pretrained(home, trust_remote_code=trust_remote_code)
-        told = _resplit(tokenizer, Path(home) / "tokenizer.json")
     if tokenizer is None:
-        raise ValueError("a model object comes without a tokenizer: pass tokenizer=")
-    fresh = lora is not None
-    if fresh and isinstance(started, PeftModel):
-        raise ValueError(f"{model} is an adapter, which training continues: leave lora out, or merge the adapter first")
+        if not isinstance(model, str):
+            raise ValueError("a model object comes without a tokenizer: pass tokenizer=")
+        tokenizer, told = _tokenizer(model, trust_remote_code)
     if lora is not None:
-        config = LoraConfig(
-            r=lora.r,
-            lora_alpha=lora.alpha,
-            lora_dropout=0.0,
-            target_modules=lora.target_modules if isinstance(lora.target_modules, str) else list(lora.target_modules),
-            task_type="CAUSAL_LM",
-        )
-        started = get_peft_model(started, config)
+        if isinstance(started, PeftModel):
+            raise ValueError(
+                f"{model} is an adapter, which training continues: leave lora out, or merge the adapter first"
+            )
+        started = _adapted_by(lora, started)
     policy, notes = _ready(started, layout, device)
     models: dict[str, nn.Module] = {"policy": policy}
-    if reference == "start" and fresh:
+    if reference == "start" and lora is not None:
         models["ref"] = AdapterOff(policy)
     elif reference == "start":
         models["ref"] = copy.deepcopy(policy).requires_grad_(False)
@@ -159,16 +151,30 @@ def without_bars() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _resplit(tokenizer: PreTrainedTokenizerBase, file: Path) -> list[str]:
-    """A note where transformers' class for this model type splits text otherwise than the directory's tokenizer.json."""
-    if not file.is_file() or Tokenizer.from_file(str(file)).encode(
-        PROBE, add_special_tokens=False
-    ).ids == tokenizer.encode(PROBE, add_special_tokens=False):
-        return []
+def _adapted_by(lora: Lora, model: PreTrainedModel) -> nn.Module:
+    targets = lora.target_modules if isinstance(lora.target_modules, str) else list(lora.target_modules)
+    config = LoraConfig(
+        r=lora.r, lora_alpha=lora.alpha, lora_dropout=0.0, target_modules=targets, task_type="CAUSAL_LM"
+    )
+    return get_peft_model(model, config)
+
+
+def _tokenizer(model: str, trust_remote_code: bool) -> tuple[PreTrainedTokenizerBase, list[str]]:
+    """The model's tokenizer (an adapter's may stand with its base), and a note where transformers' class for this model
+    type splits text otherwise than the directory's tokenizer.json."""
+    home = model if (Path(model) / "tokenizer_config.json").is_file() else _adapted(model) or model
+    tokenizer = AutoTokenizer.from_pretrained(home, trust_remote_code=trust_remote_code)
+    file = Path(home) / "tokenizer.json"
+    if not file.is_file():
+        return tokenizer, []
+    written = Tokenizer.from_file(str(file)).encode(PROBE, add_special_tokens=False).ids
+    if written == tokenizer.encode(PROBE, add_special_tokens=False):
+        return tokenizer, []
     kind = type(tokenizer).__name__
-    return [
+    note = (
         f"transformers reads this tokenizer.json as a {kind}, which splits text in its own way; so will all who load it"
-    ]
+    )
+    return tokenizer, [note]
 
 
 def _adapted(name: str) -> str | None:

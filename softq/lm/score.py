@@ -54,16 +54,29 @@ def score(models: Models, tokens: Tokens, needs: Sequence[Readout] = ()) -> Scor
 
 
 def _score(models: Mapping[str, LanguageModel], tokens: Tokens, needs: Sequence[Readout]) -> Scored:
-    readouts = {readout.name: readout for readout in (LOGP, *needs)}
-    seen = sorted({(name, readout.at) for readout in readouts.values() for name in readout.models})
-    missing = sorted({name for name, _ in seen} - set(models.keys()))
+    readouts = list({readout.name: readout for readout in (LOGP, *needs)}.values())
+    seen = sorted({name for readout in readouts for name in readout.models})
+    missing = sorted(set(seen) - set(models.keys()))
     if missing:
         raise ValueError(f"a readout sees the model(s) {missing}, but only {sorted(models.keys())} are loaded")
     forest = grow(tokens)
     acted = forest.node[tokens.action]
-    states = {name: _states(models[name], name, forest.tree, acted) for name in sorted({name for name, _ in seen})}
+    states = {name: _states(models[name], name, forest.tree, acted) for name in seen}
     action = tokens.ids[:, 1:][tokens.action].to(states["policy"].device)
-    return {name: _scatter(_read(readout, models, states, action), tokens.action) for name, readout in readouts.items()}
+    values = {}
+    for together in _apart(readouts):
+        read = _read(together, models, states, action)
+        values |= {readout.name: column for readout, column in zip(together, read, strict=True)}
+    return {readout.name: _scatter(values[readout.name], tokens.action) for readout in readouts}
+
+
+def _apart(readouts: Sequence[Readout]) -> list[list[Readout]]:
+    """Readouts that are read off one set of logits: all of them, or, where none sees the policy beside another model,
+    the policy's and the rest, so that logits made again for the gradient are the policy's alone."""
+    policy = [readout for readout in readouts if "policy" in readout.models]
+    rest = [readout for readout in readouts if "policy" not in readout.models]
+    mixed = any(len(readout.models) > 1 for readout in policy)
+    return [[*policy, *rest]] if mixed or not rest else [policy, rest]
 
 
 def _states(model: LanguageModel, name: str, tree: Tree, acted: Tensor) -> Tensor:
@@ -73,23 +86,26 @@ def _states(model: LanguageModel, name: str, tree: Tree, acted: Tensor) -> Tenso
 
 
 def _read(
-    readout: Readout, models: Mapping[str, LanguageModel], states: Mapping[str, Tensor], action: Tensor
-) -> Tensor:
-    """One readout for all n actions, [n, ...], in chunks whose logits are made again for the gradient, never kept."""
+    readouts: Sequence[Readout], models: Mapping[str, LanguageModel], states: Mapping[str, Tensor], action: Tensor
+) -> tuple[Tensor, ...]:
+    """Each readout for all n actions, [n, ...], in chunks whose logits are made again for the gradient, never kept."""
+    at = sorted({(name, readout.at) for readout in readouts for name in readout.models})
 
-    def reduce(part: slice) -> Tensor:
-        inputs = {name: _input(readout.at, models[name], name, states[name][part]) for name in readout.models}
-        return readout.fn(inputs, action[part])
+    def reduce(part: slice) -> tuple[Tensor, ...]:
+        inputs = {(name, kind): _input(kind, models[name], name, states[name][part]) for name, kind in at}
+        return tuple(
+            readout.fn({name: inputs[name, readout.at] for name in readout.models}, action[part])
+            for readout in readouts
+        )
 
-    graph = torch.is_grad_enabled() and "policy" in readout.models
-    width = max(models[name].vocabulary for name in readout.models)
-    step = max(1, CHUNK // width)
+    graph = torch.is_grad_enabled() and any("policy" in readout.models for readout in readouts)
+    step = max(1, CHUNK // max(models[name].vocabulary for name, _ in at))
     parts = [slice(start, start + step) for start in range(0, len(action), step)]
     with nullcontext() if graph else torch.no_grad():
         if len(parts) == 1:
             return reduce(parts[0])
-        again = graph and readout.at == "logits"
-        return torch.cat([checkpoint(reduce, p, use_reentrant=False) if again else reduce(p) for p in parts])
+        read = [checkpoint(reduce, part, use_reentrant=False) if graph else reduce(part) for part in parts]
+    return tuple(torch.cat(columns) for columns in zip(*read, strict=True))
 
 
 def _input(at: str, model: LanguageModel, name: str, states: Tensor) -> Tensor:

@@ -164,6 +164,7 @@ def every_prompt(rng: Random) -> tuple[Words, ...]:
 
 
 def ask(country: str, topics: Words) -> Words:
+    """The prompt that asks for three topics of a country, in this order."""
     first, second, third = topics
     return tuple(f"Tell me the {first} , the {second} and the {third} of {country} .".split())
 
@@ -177,6 +178,7 @@ def asked(prompt: Words) -> list[Fact]:
 
 
 def drawn(shares: Mapping[T, float], rng: Random) -> T:
+    """One key, as often as its share says."""
     return rng.choices(list(shares), list(shares.values()))[0]
 
 
@@ -191,6 +193,7 @@ def written(names: Mapping[Fact, Words], rng: Random) -> Words:
 
 
 def fillers(first: float, again: float, rng: Random) -> Iterator[str]:
+    """Sentences about nothing: a first one with probability `first`, each next one with `again`."""
     chance = first
     while rng.random() < chance:
         yield from rng.choice(FILLERS)
