@@ -8,6 +8,7 @@ forward again during the backward pass, finds the keyword where it was.
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -114,16 +115,17 @@ def tree_attention(
         if kwargs.get(feature) is not None:
             raise NotATree(f"this model's attention uses {feature}")
     groups = query.shape[1] // key.shape[1]
-    key, value = repeat_kv(key, groups), repeat_kv(value, groups)
-    scale = kwargs.get("scaling")
+    grouped = query.device.type == "cpu" and groups > 1  # elsewhere grouped heads under a mask take the slowest kernel
+    if not grouped:
+        key, value = repeat_kv(key, groups), repeat_kv(value, groups)
+    attend = partial(F.scaled_dot_product_attention, scale=kwargs.get("scaling"), enable_gqa=grouped)
     if isinstance(tree, Padded):
-        seen = F.scaled_dot_product_attention(query, key, value, attn_mask=tree.mask, scale=scale)
-        return seen.transpose(1, 2).contiguous(), None
+        return attend(query, key, value, attn_mask=tree.mask).transpose(1, 2).contiguous(), None
     keys, values = key.split(tree.pieces, 2), value.split(tree.pieces, 2)
     parts = []
     for q, seen, mask in zip(query.split(tree.sizes, 2), tree.keys, tree.masks, strict=True):
-        k, v = (torch.cat([part[p] for p in seen], 2) for part in (keys, values))
-        parts.append(F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, scale=scale))
+        k, v = (part[seen[0]] if len(seen) == 1 else torch.cat([part[p] for p in seen], 2) for part in (keys, values))
+        parts.append(attend(q, k, v, attn_mask=mask, is_causal=mask is None))
     return torch.cat(parts, 2).transpose(1, 2).contiguous(), None
 
 

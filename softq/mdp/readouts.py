@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+import torch.nn.functional as F
 from torch import Tensor
 
 from softq.records import Readout
@@ -10,8 +11,8 @@ Models = Mapping[str, Tensor]  # {model: logits [n, V]}
 
 
 def log_prob(logits: Tensor, action: Tensor) -> Tensor:
-    """log softmax(logits)[action]: [n, V], [n] -> [n]."""
-    return logits.gather(-1, action[:, None])[:, 0] - logits.logsumexp(-1)
+    """log softmax(logits)[action]: [n, V], [n] -> [n]. In one operation, whose gradient needs one array of [n, V]."""
+    return -F.cross_entropy(logits, action, reduction="none")
 
 
 def entropy(logits: Tensor) -> Tensor:

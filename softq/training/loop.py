@@ -12,8 +12,13 @@ from softq.training.measure import Sums, measured, merged
 from softq.training.plan import assembled, losses, plan, scored_whole
 from softq.training.source import Source
 
-TOKENS_PER_MICRO = 4096
-"""States that are scored at once. It bounds memory and changes no number."""
+TOKENS_PER_MICRO = {"cpu": 1024}
+"""States that are scored at once, by device; 8,192 elsewhere. It bounds memory and changes no number."""
+
+
+def default_budget(models: Models) -> int:
+    """TOKENS_PER_MICRO of the device that the models are on: a processor gains nothing from more, a GPU does."""
+    return TOKENS_PER_MICRO.get(next(models.parameters()).device.type, 8192)
 
 
 class Step(NamedTuple):
@@ -38,19 +43,20 @@ def train(
     source: Source,
     update: Update,
     *,
-    tokens_per_micro: int = TOKENS_PER_MICRO,
+    tokens_per_micro: int | None = None,
     memory: Mapping[str, Tensor] | None = None,
 ) -> Iterator[Step]:
     """Minimise the method's loss on each batch of the source; one yield an optimiser step.
 
     models: called as models(tokens, needs), so a wrapped `Models` serves as well. The micro-batches of a step hold at
-    most `tokens_per_micro` states and can not change its gradient. A loss that is not finite raises NonFiniteLoss,
-    which names the data records, before the parameters move.
+    most `tokens_per_micro` states (TOKENS_PER_MICRO) and can not change its gradient. A loss that is not finite raises
+    NonFiniteLoss, which names the data records, before the parameters move.
     """
     memory = method.memory if memory is None else memory
+    budget = tokens_per_micro or default_budget(models)
     for batch in source(models):
-        batch = credited(method, models, _with(batch, memory), tokens_per_micro)
-        planned = plan(method, models, batch, tokens_per_micro=tokens_per_micro)
+        batch = credited(method, models, _with(batch, memory), budget)
+        planned = plan(method, models, batch, tokens_per_micro=budget)
         seen: list[Sums] = []
         parts: list[tuple[Tensor, Scored]] = []
         for micro in planned.micros:
@@ -70,13 +76,12 @@ def train(
         yield Step({**merged(seen), **moves}, memory)
 
 
-def evaluate(
-    models: Models, method: Method, batch: Batch, *, tokens_per_micro: int = TOKENS_PER_MICRO
-) -> dict[str, float]:
+def evaluate(models: Models, method: Method, batch: Batch, *, tokens_per_micro: int | None = None) -> dict[str, float]:
     """Loss and metrics of a whole data set as one batch, without gradient; equal for any micro-batch size."""
+    budget = tokens_per_micro or default_budget(models)
     with torch.no_grad():
-        batch = credited(method, models, _with(batch, method.memory), tokens_per_micro)
-        whole = scored_whole(method, models, batch, tokens_per_micro)
+        batch = credited(method, models, _with(batch, method.memory), budget)
+        whole = scored_whole(method, models, batch, budget)
         there = moved(batch, whole["logp"].device)
         loss = losses(method, whole, there, [term.weigh(batch) for term in method.terms])
         return merged([_seen(method, whole, batch, loss)])

@@ -14,7 +14,7 @@ from softq.lm.model import AdapterOff
 from softq.lm.probe import verify_layout
 from softq.lm.reference import fingerprint
 from softq.records import Method
-from softq.training.loop import evaluate
+from softq.training.loop import default_budget, evaluate
 from softq.training.output import end_tokens
 from softq.training.plan import scored_whole
 from softq.training.settings import Settings
@@ -101,7 +101,7 @@ def checked(settings: Settings, method: Method, loaded: Loaded, data: Data) -> l
     """Score the first step before anything is trained: the loss is finite, and a reference that is the start is the start."""
     numbers = drawn(len(data.train.records), settings.batch_size, settings.seed, 0)
     batch = batch_of([data.train.records[n] for n in numbers], numbers, method)
-    budget = settings.tokens_per_micro
+    budget = settings.tokens_per_micro or default_budget(loaded.models)
     notes = []
     if reads_reference(method):
         scored = scored_whole(method, loaded.models, batch, budget)
@@ -129,6 +129,7 @@ def facts(settings: Settings, method: Method, loaded: Loaded, data: Data) -> dic
             "ledger": data.train.ledger.as_dict(),
         },
         "layout": loaded.policy.layout,
+        "tokens_per_micro": settings.tokens_per_micro or default_budget(loaded.models),
         "device": str(next(loaded.policy.parameters()).device),
     }
 

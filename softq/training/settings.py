@@ -46,7 +46,9 @@ class Settings(BaseModel):
     max_steps: Count | None = Field(None, description="stop after so many steps")
     seed: int = Field(42, ge=0, description="of the held-out split, the order of the data and fresh adapters")
 
-    tokens_per_micro: Count = Field(4096, description="states scored at once: bounds memory, changes no number")
+    tokens_per_micro: Count | None = Field(
+        None, description="states scored at once: bounds memory, changes no number; default: 1024 on a CPU, else 8192"
+    )
     layout: Literal["auto", "packed", "padded", "plain"] = Field("auto", description="how rows run through the model")
     verify_layout: bool = Field(False, description="compare the layout with plain on the first step, with gradient")
     gradient_checkpointing: bool = Field(False, description="less memory, one more forward pass")

@@ -36,7 +36,10 @@ class AdamW:
         backward: Callable[[Tensor], None] = torch.Tensor.backward,
     ) -> None:
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        self.optimizer = torch.optim.AdamW(self.parameters, lr=learning_rate, betas=betas, weight_decay=weight_decay)
+        fused = {parameter.device.type for parameter in self.parameters} <= {"cpu", "cuda"}
+        self.optimizer = torch.optim.AdamW(
+            self.parameters, lr=learning_rate, betas=betas, weight_decay=weight_decay, fused=fused
+        )
         self.max_grad_norm = max_grad_norm
         self.backward = backward
         shape = SCHEDULES[schedule]
