@@ -24,7 +24,7 @@ share counts the same needed FLOPs: what it does beyond them is time, not work.
 Not measured: quality (the losses are equal), long runs, several devices, LoRA, a cached reference.
 softq runs with its automatic layout, TRL with its defaults but for what must be equal: order of rows, precision, kind of
 AdamW, and checkpointing, which is on by default in TRL and here off for both, or on for both in the case of that name.
-`bf16` is weights and optimiser in bfloat16 on both sides; TRL's default, autocast over float32 weights, softq lacks.
+`bf16` is weights and optimiser in bfloat16 on both sides, not autocast over float32 weights.
 `vocab-50k` widens the model's vocabulary; the text keeps to the 8,192 ids of its tokenizer.
 """
 

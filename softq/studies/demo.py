@@ -24,7 +24,7 @@ from softq.lm.score import score
 from softq.mdp.readouts import REF_LOGP
 from softq.objectives import METHODS
 from softq.training.loop import train
-from softq.training.output import write_json
+from softq.training.output import OutputError, write_json
 from softq.training.run import Event, Note, run
 from softq.training.settings import build
 from softq.training.source import batches, steps_of, tokens_of
@@ -33,9 +33,11 @@ from softq.worlds.guidebook import guidebook
 from softq.worlds.world import Injected, Words, World
 
 DEMONSTRATIONS, PAIRS = 24_000, 10_000
+STEPS = 600  # of fine-tuning, 64 answers each
 SAMPLES = 10  # a held-out prompt
 INJECTED = 300
 LONGEST = 80  # words of a sampled answer
+FIGURES = "demo.json"
 END, PAD = "<end>", "<pad>"
 
 
@@ -73,7 +75,7 @@ def demo(directory: Path, seed: int) -> Iterator[Event | Result]:
 def _tour(directory: Path, seed: int) -> Iterator[Event | Result]:
     began = time.monotonic()
     world = guidebook(seed)
-    directory.mkdir(parents=True, exist_ok=True)
+    claim(directory, seed)
     yield Note(f"a world: {len(world.vocabulary)} words; the crowd answers, for example:")
     rng = Random(f"demo {seed}")
     prompt = rng.choice(world.prompts)
@@ -90,9 +92,17 @@ def _tour(directory: Path, seed: int) -> Iterator[Event | Result]:
     answers = credit(world, after, seed)
     figures |= localised(answers)
     figures |= {"seed": seed, "pairs": PAIRS, "answers": len(answers), "seconds": round(time.monotonic() - began, 1)}
-    write_json(directory / "demo.json", figures)
+    write_json(directory / FIGURES, {"finished": True, **figures})
     (directory / "answers.svg").write_text(drawn(answers, figures), encoding="utf-8")
     yield Result(figures, answers, directory)
+
+
+def claim(directory: Path, seed: int) -> None:
+    """Make the directory, or take over an earlier demo's; refuse one that holds anything else."""
+    if directory.exists() and not (directory / FIGURES).is_file() and any(directory.iterdir()):
+        raise OutputError(f"--output {directory} is not empty and no earlier demo's; give another directory")
+    directory.mkdir(parents=True, exist_ok=True)
+    write_json(directory / FIGURES, {"finished": False, "seed": seed})
 
 
 def tokenizer_of(world: World) -> PreTrainedTokenizerFast:
@@ -127,17 +137,17 @@ def fine_tune(world: World, directory: Path, seed: int) -> None:
     for n in range(DEMONSTRATIONS):
         prompt = rng.choice(world.prompts)
         records.append(_record(f"answer {n}", prompt, world.demonstration(prompt, rng), tokenizer))
-    method, steps = METHODS["sft"](), 600
+    method = METHODS["sft"]()
     update = AdamW(
         loaded.models,
-        steps=steps,
+        steps=STEPS,
         learning_rate=6e-3,
         schedule="cosine",
-        warmup_steps=180,
+        warmup_steps=3 * STEPS // 10,
         weight_decay=0.01,
         betas=(0.9, 0.98),
     )
-    source = batches(records, method, batch_size=64, epochs=steps / steps_of(len(records), 64), seed=seed)
+    source = batches(records, method, batch_size=64, epochs=STEPS / steps_of(len(records), 64), seed=seed)
     for _ in train(loaded.models, method, source, update):
         pass
     with without_bars():
