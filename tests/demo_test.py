@@ -41,7 +41,7 @@ def test_localised_by_hand() -> None:
 
 
 def test_examples_are_the_first_to_different_questions() -> None:
-    first, again, other = (answer(p, (0, 1), 0, [0.0, 1.0], [0.0, 0.0]) for p in ("p", "p", "q"))
+    first, again, other = (answer(p, (0, 1), 0, [0.0, 1.0, 0.0], [0.0, 0.0, 0.0]) for p in ("p", "p", "q"))
     assert [id(a) for a in examples([first, again, other])] == [id(first), id(other)]
 
 
