@@ -209,7 +209,7 @@ def test_the_ledger_in_words(tmp_path):
     ledger.check()
     assert ledger.lines() == [
         "rows        9 = 2 used + 7 dropped",
-        "dropped     7 too_long: a:0, a:1, a:2, a:3, a:4, ...",
+        "dropped     7 too_long: a:0, :1, :2, :3, :4, ...",
         "tokens      1,310 = 1,002 scored + 204 context + 30 cut + 4 template_tail + 70 dropped",
         "shared      100 of them repeat a prompt",
         "duplicates  1 rows, kept",

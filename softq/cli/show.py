@@ -66,4 +66,12 @@ class Show:
 
 
 def _line(metrics: Mapping[str, float], prefix: str = "") -> str:
-    return "  ".join(f"{name} {metrics[prefix + name]:.4g}" for name in SHOWN if prefix + name in metrics)
+    """loss 0.69  rewards/chosen 0.1 rejected -0.2  grad_norm 1: a family's name once."""
+    parts, before = [], ""
+    for name in SHOWN:
+        if prefix + name in metrics:
+            family, _, member = name.rpartition("/")
+            known = bool(family) and family == before
+            parts.append(f"{' ' if known else '  '}{member if known else name} {metrics[prefix + name]:.4g}")
+            before = family
+    return "".join(parts).strip()

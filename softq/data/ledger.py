@@ -81,7 +81,13 @@ class Ledger:
 
 
 def _named(rows: list[str]) -> str:
-    return ", ".join(rows[:NAMED]) + (", ..." if len(rows) > NAMED else "")
+    """The first rows by name, a file's name once: pairs.jsonl:3, :17, :20, ..."""
+    said, before = [], ""
+    for row in rows[:NAMED]:
+        at = max(row.rfind(":"), row.rfind("["))
+        said.append(row if row[:at] != before else row[at:])
+        before = row[:at]
+    return ", ".join(said) + (", ..." if len(rows) > NAMED else "")
 
 
 def _digest(record: Encoded) -> bytes:
