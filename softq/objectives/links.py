@@ -15,6 +15,13 @@ def smoothed_logistic(z: Tensor, label_smoothing: float) -> Tensor:
     return (1 - label_smoothing) * logistic(z) + label_smoothing * logistic(-z)
 
 
+def positive(name: str, value: float) -> float:
+    """A number above 0, checked: at 0 nothing is learned, below it the opposite."""
+    if not value > 0:
+        raise ValueError(f"{name} is {value}; expected {name} > 0")
+    return value
+
+
 def flip_rate(label_smoothing: float) -> float:
     """The share of flipped labels, checked: 0 ≤ ε < 1/2."""
     if not 0 <= label_smoothing < 0.5:

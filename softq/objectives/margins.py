@@ -5,7 +5,7 @@ from torch import Tensor
 from softq import masked
 from softq.mdp.readouts import REF_LOGP
 from softq.objectives import weights
-from softq.objectives.links import flip_rate, smoothed_logistic
+from softq.objectives.links import flip_rate, positive, smoothed_logistic
 from softq.records import Batch, Method, Scored, Term, implicit
 
 
@@ -26,6 +26,7 @@ def dpo(*, beta: float = 0.1, label_smoothing: float = 0.0) -> Method:
     finite, at βm = log (1-ε)/ε.
     """
     epsilon = flip_rate(label_smoothing)
+    positive("beta", beta)
 
     def loss(scored: Scored, batch: Batch) -> Tensor:
         return smoothed_logistic(beta * contrast(implicit(scored, batch), batch), epsilon)
@@ -39,6 +40,7 @@ def ipo(*, beta: float = 0.1, length_average: bool = True) -> Method:
     The margin compares log-ratios per token, as its authors confirmed and libraries do; length_average=False compares the
     paper's sums, which want a β smaller by about the length of a completion.
     """
+    positive("beta", beta)
     score = mean_log_ratio if length_average else implicit
 
     def loss(scored: Scored, batch: Batch) -> Tensor:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from softq.mdp.readouts import REF_LOGP
 from softq.objectives import weights
-from softq.objectives.links import group_log_softmax, group_sum
+from softq.objectives.links import group_log_softmax, group_sum, positive
 from softq.records import Batch, Method, Scored, Term, group_of, implicit
 
 
@@ -17,6 +17,8 @@ def infonca(*, beta: float = 0.01, alpha: float = 0.001) -> Method:
     alpha divides the scores (the official code's default, nearly one-hot; the paper's α is its reciprocal). With two
     completions and a one-hot target it is DPO.
     """
+    positive("beta", beta)
+    positive("alpha", alpha)
 
     def loss(scored: Scored, batch: Batch) -> Tensor:
         group = group_of(batch.tokens.prompt)

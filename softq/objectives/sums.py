@@ -14,6 +14,9 @@ def weighted_sum(summands: Sequence[tuple[Method, float]]) -> Method:
     summand takes; two summands that take different feedback are refused, and so are two with credit or a memory.
     """
     methods = [method for method, _ in summands]
+    weights = [weight for _, weight in summands]
+    if min(weights) < 0 or not max(weights) > 0:
+        raise ValueError(f"weights {weights}: expected numbers ≥ 0, one of them above 0")
     takes = list(dict.fromkeys(method.takes for method in methods if method.takes != "rows")) or ["rows"]
     if len(takes) > 1:
         raise ValueError(f"one batch can not be {' and '.join(takes)}: sum methods that take the same feedback")

@@ -5,7 +5,7 @@ from torch import Tensor
 from softq import masked
 from softq.mdp.readouts import KL_FROM_REF, LOG_COLLISION, REF_LOGP
 from softq.objectives import weights
-from softq.objectives.links import logistic
+from softq.objectives.links import logistic, positive
 from softq.objectives.margins import contrast
 from softq.records import Batch, Method, Scored, Term, implicit
 
@@ -15,6 +15,7 @@ def tdpo2(*, beta: float = 0.1, alpha: float = 0.5) -> Method:
 
     sg stops the gradient: the chosen side's divergence is free. The score that this trains is L + αK.
     """
+    positive("beta", beta)
 
     def score(scored: Scored, batch: Batch) -> Tensor:
         return implicit(scored, batch) + alpha * scored["kl_from_ref"].sum(-1)
@@ -34,6 +35,7 @@ def wpo(*, beta: float = 0.01) -> Method:
     w(y) = exp mean_t [log π(y_t|s_t) - log Σ_v π(v|s_t)²]: how typical a completion is of the current policy. The product
     is clamped at 1, as in the official code.
     """
+    positive("beta", beta)
 
     def loss(scored: Scored, batch: Batch) -> Tensor:
         typical = masked.mean(scored["logp"] - scored["log_collision"], batch.tokens.action, -1).detach()

@@ -4,7 +4,7 @@ from torch import Tensor
 
 from softq.mdp.readouts import REF_LOGP
 from softq.objectives import weights
-from softq.objectives.links import flip_rate, smoothed_logistic
+from softq.objectives.links import flip_rate, positive, smoothed_logistic
 from softq.objectives.margins import contrast
 from softq.records import Batch, Method, Scored, Term
 
@@ -16,6 +16,7 @@ def aot(*, beta: float = 0.01, label_smoothing: float = 0.0) -> Method:
     to a pair. label_smoothing as in dpo.
     """
     epsilon = flip_rate(label_smoothing)
+    positive("beta", beta)
 
     def loss(scored: Scored, batch: Batch) -> Tensor:
         policy = contrast(scored["logp"].sum(-1), batch).sort().values

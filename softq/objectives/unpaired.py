@@ -5,6 +5,7 @@ from torch import Tensor
 
 from softq.mdp.readouts import REF_LOGP
 from softq.objectives import weights
+from softq.objectives.links import positive
 from softq.records import Batch, Method, Scored, Term, implicit
 
 
@@ -22,6 +23,7 @@ def kto(*, beta: float = 0.1, desirable_weight: float = 1.0, undesirable_weight:
     z0 is the batch estimate: the mean log-ratio of the step's mismatched completions, at least 0. Balance the classes by
     weights with (λ_D n_D)/(λ_U n_U) between 1 and 4/3.
     """
+    positive("beta", beta)
 
     def loss(scored: Scored, batch: Batch) -> Tensor:
         labels = batch.labels

@@ -28,7 +28,7 @@ def maker(name: str) -> Callable[..., Any]:
     module, function = name.split(":", 1)
     try:
         make = vars(import_module(module)).get(function)
-    except ImportError as error:
+    except (ImportError, SyntaxError) as error:
         raise ValueError(
             f"method {name!r}: {error}; the module must be importable from the current directory"
         ) from error

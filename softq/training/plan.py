@@ -78,6 +78,11 @@ def losses(method: Method, scored: Scored, batch: Batch, weights: Iterable[Tenso
     total = torch.zeros((), dtype=scored["logp"].dtype, device=scored["logp"].device)
     for term, weight in zip(method.terms, weights, strict=True):
         values = term.loss(scored, batch)
+        if not isinstance(values, Tensor) or values.shape != weight.shape:
+            came = f"shape {list(values.shape)}" if isinstance(values, Tensor) else type(values).__name__
+            raise ValueError(
+                f"the loss of term {term.name!r} is of {came}; expected {list(weight.shape)}, one a {term.unit}"
+            )
         summand = (values * weight.to(values.dtype).to(values.device)).sum()
         if not torch.isfinite(summand):
             raise NonFiniteLoss(_records(term.unit, ~torch.isfinite(values), batch))

@@ -13,10 +13,10 @@ from softq.lm.load import Loaded, Lora, load
 from softq.lm.model import AdapterOff
 from softq.lm.probe import verify_layout
 from softq.lm.reference import fingerprint
-from softq.records import Method
+from softq.records import Batch, Method
 from softq.training.loop import default_budget, evaluate
 from softq.training.output import end_tokens
-from softq.training.plan import scored_whole
+from softq.training.plan import NonFiniteLoss, plan, scored_whole
 from softq.training.settings import Settings
 from softq.training.source import batch_of, conversion, drawn
 
@@ -103,6 +103,8 @@ def checked(settings: Settings, method: Method, loaded: Loaded, data: Data) -> l
     batch = batch_of([data.train.records[n] for n in numbers], numbers, method)
     budget = settings.tokens_per_micro or default_budget(loaded.models)
     notes = []
+    if method.coupled and settings.batch_size == 1:
+        raise ValueError("--batch-size 1: this method couples the records of a step; it needs at least two records")
     if reads_reference(method):
         scored = scored_whole(method, loaded.models, batch, budget)
         apart = (scored["logp"] - scored["ref_logp"]).abs().max().item()
@@ -110,11 +112,23 @@ def checked(settings: Settings, method: Method, loaded: Loaded, data: Data) -> l
             raise RunError(f"step 0: policy and reference are the same weights, yet {apart:.1e} nats apart on a token")
         where = "exactly 0" if apart == 0 else f"up to {apart:.2f} nats a token"
         notes.append(f"step 0: log π/π_ref is {where} on the first step's tokens")
-    loss = evaluate(loaded.models, method, batch, tokens_per_micro=budget)["loss"]
+    try:
+        loss = evaluate(loaded.models, method, batch, tokens_per_micro=budget)["loss"]
+    except NonFiniteLoss as error:
+        where = ", ".join(data.train.records[n].where for n in error.prompts[:8])
+        raise RunError(f"step 0: the loss of {where} is not finite; check the model and these records") from error
+    _pulls(method, loaded, batch, budget)
     notes.append(f"step 0: loss {loss:.4f}")
     if settings.verify_layout:
         notes.append(verify_layout(loaded.models, batch.tokens))
     return notes
+
+
+def _pulls(method: Method, loaded: Loaded, batch: Batch, budget: int) -> None:
+    """Raise where the loss has no gradient: a method of one's own that detaches what it should train."""
+    micro = plan(method, loaded.models, batch, tokens_per_micro=budget).micros[0]
+    if not micro.share(loaded.models(micro.batch.tokens, method.needs)).requires_grad:
+        raise ValueError("the loss has no gradient: it must be a function of scored['logp'] that is not detached")
 
 
 def facts(settings: Settings, method: Method, loaded: Loaded, data: Data) -> dict[str, Any]:

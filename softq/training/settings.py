@@ -23,7 +23,9 @@ class Settings(BaseModel):
     reference: str | None = Field(None, description="another model as the reference; default: the model as it starts")
     overwrite: bool = Field(False, description="replace what an earlier run wrote to the output directory")
 
-    format: str | None = Field(None, description="the data's format, where it should not be detected")
+    format: Literal["preference", "implicit", "hh", "sharegpt", "groups"] | None = Field(
+        None, description="the data's format, where it should not be detected"
+    )
     chat_template: str | None = Field(None, description="chatml, or a Jinja file; default: the tokenizer's own")
     max_length: Count = Field(
         1024, description="longest prompt + completion in tokens; longer records are dropped, counted"
@@ -73,6 +75,7 @@ def build(name: str, values: Mapping[str, Any]) -> tuple[Settings, Method, dict[
         if key not in known:
             raise ValueError(f"{flag(key)}: no such setting of a run of {name}{nearest(flag(key), map(flag, known))}")
     run = _validated(Settings, values, "")
+    _all_read(run)
     own = {prefix: _validated(part, values, prefix).model_dump() for prefix, part in parts.items()}
     methods = [made(prefix[:-1] or name, settings) for prefix, settings in own.items()]
     understood = {"method": name, **run.model_dump()}
@@ -86,6 +89,7 @@ def build(name: str, values: Mapping[str, Any]) -> tuple[Settings, Method, dict[
 def flattened(document: Mapping[str, Any]) -> tuple[str | None, dict[str, Any]]:
     """A YAML document -> (method's name, flat values). `method` is a name, or a list of {name: settings, weight: w}."""
     values = {str(key).replace("-", "_"): value for key, value in document.items() if key != "method"}
+    values |= {name: [values[name]] for name in ("data", "eval_data") if isinstance(values.get(name), str)}
     method = document.get("method")
     if method is None or isinstance(method, str):
         return method, values
@@ -108,6 +112,21 @@ def flattened(document: Mapping[str, Any]) -> tuple[str | None, dict[str, Any]]:
 def flag(key: str) -> str:
     """A setting's name on the command line."""
     return "--" + key.replace("_", "-")
+
+
+def _all_read(run: Settings) -> None:
+    """Refuse what would be set and read by nothing."""
+    changed = {name for name, field in Settings.model_fields.items() if vars(run)[name] != field.default}
+    if not run.use_peft and (lora := sorted(name for name in changed if name.startswith("lora_"))):
+        raise ValueError(f"{flag(lora[0])} is read with --use-peft only")
+    if run.eval_data and "eval_fraction" in changed:
+        raise ValueError("--eval-fraction: nothing is held out where --eval-data is given; leave one out")
+    if run.bf16 and run.dtype != "float32":
+        raise ValueError(f"--bf16 is autocast over float32 weights; with --dtype {run.dtype} leave it out")
+    if run.verify_layout and run.layout == "plain":
+        raise ValueError(
+            "--verify-layout compares a layout with plain; with --layout plain there is nothing to compare"
+        )
 
 
 def _validated(part: type[BaseModel], values: Mapping[str, Any], prefix: str) -> Any:
