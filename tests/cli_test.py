@@ -177,6 +177,17 @@ def mistakes(model: Path, pairs: Path, directory: Path) -> dict[str, tuple[list[
         "wrong kind": (["train", "infonca", *good], 2, "infonca takes groups, the data holds pairs"),
         "reference of sft": (["train", "sft", *good, "--reference", "m"], 2, "--reference: sft reads no reference"),
         "no model": (["train", "dpo", *good, "--model", str(directory / "nothing")], 2, "nothing"),
+        "negative beta": (["train", "dpo", *good, "--beta=-1"], 2, "beta is -1.0; expected beta > 0"),
+        "no weight": (["train", "dpo+sft", *good, "--weights", "0,0"], 2, "one of them above 0"),
+        "unread lora": (["train", "dpo", *good, "--lora-r", "4"], 2, "--lora-r is read with --use-peft only"),
+        "unread split": (
+            ["train", "dpo", *good, "--eval-data", str(pairs), "--eval-fraction", "0.2"],
+            2,
+            "nothing is held out",
+        ),
+        "two precisions": (["train", "dpo", *good, "--bf16", "--dtype", "bfloat16"], 2, "--bf16 is autocast"),
+        "nothing to verify": (["train", "dpo", *good, "--layout", "plain", "--verify-layout"], 2, "nothing to compare"),
+        "unknown data format": (["train", "dpo", *good, "--format", "csv"], 2, "--format: 'csv' is not valid"),
         "one record": (["train", "kto", *good, "--batch-size", "1"], 2, "at least two records"),
     }
 

@@ -67,8 +67,16 @@ def test_yaml_of_one_method_and_of_a_sum() -> None:
     document = {"method": [{"dpo": {"beta": 0.1}, "weight": 0.8}, {"sft": {}, "weight": 0.2}], "model": "m"}
     assert flattened(document) == ("dpo+sft", {"model": "m", "dpo.beta": 0.1, "weights": [0.8, 0.2]})
     assert flattened({"method": [{"ipo": {"beta": 0.1}}]}) == ("ipo", {"beta": 0.1})
+    assert flattened({"method": "dpo", "data": "a.jsonl"}) == ("dpo", {"data": ["a.jsonl"]})
     with pytest.raises(ValueError, match="expected one and a weight"):
         flattened({"method": [{"dpo": {}, "sft": {}}]})
+
+
+@pytest.mark.parametrize("name", [name for name, make in METHODS.items() if name != "sft"])
+def test_a_beta_that_would_invert_or_stop_a_method_is_refused(name: str) -> None:
+    for beta in (0.0, -0.1):
+        with pytest.raises(ValueError, match="expected beta > 0"):
+            METHODS[name](beta=beta)
 
 
 def test_every_setting_of_every_method_changes_its_loss_or_gradient() -> None:
