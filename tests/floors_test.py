@@ -34,7 +34,7 @@ OUTSIDE = {
     "training": {"torch", "accelerate", "pydantic", "transformers", "numpy"},
     "verify": {"torch", "transformers"},
     "studies": {"torch", "transformers", "tokenizers", "numpy"},
-    "cli": {"rich", "yaml", "pydantic"},
+    "cli": {"rich", "yaml", "pydantic"},  # flags are argparse's, made from the schema: its errors can be one line
 }
 STANDARD = __import__("sys").stdlib_module_names
 
