@@ -59,7 +59,7 @@ class Show:
         """The time left by the pace since the first step; a progress bar shows its own."""
         if self.began is None:
             self.began = time.monotonic()
-        if self.console.is_terminal or event.step == 1:
+        if self.console.is_terminal or event.step in (1, event.steps):
             return ""
         seconds = (time.monotonic() - self.began) * (event.steps - event.step) / (event.step - 1)
         return f"  {seconds:.0f} s left"

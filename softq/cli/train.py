@@ -131,7 +131,7 @@ def _flags(parser: _Parser, words: list[str]) -> dict[str, Any]:
     if unknown:
         known = [spelled for action in parser._actions for spelled in action.option_strings]
         word = unknown[0].split("=")[0]
-        raise ValueError(f"{word}: no such setting{nearest(word, known)}; softq train METHOD --help lists them")
+        raise ValueError(f"{word}: no such setting{nearest(word, known) or '; softq train METHOD --help lists them'}")
     return vars(options)
 
 

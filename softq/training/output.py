@@ -108,7 +108,9 @@ def card(record: Mapping[str, Any]) -> str:
     lines = ["---", *(f"{key}: {json.dumps(value)}" for key, value in head.items()), "---", ""]
     lines += [f"# {settings['method']} on {Path(settings['model']).name}", ""]
     lines += [f"Trained with softq {record['versions']['softq']} ({settings['method']}) from `{settings['model']}`", ""]
-    lines += [f"- reference: {record['reference']}", f"- records used: {record['data']['records']}"]
+    reference = record["reference"]
+    said = f"{reference['model']} (fingerprint {reference['fingerprint']})" if reference else "none"
+    lines += [f"- reference: {said}", f"- records used: {record['data']['records']}"]
     lines += [f"- {name}: {value:.4g}" for name, value in metrics.items() if name.startswith("eval_")]
     return "\n".join([*lines, "", "Every setting, version and data count is in `manifest.json`.", ""])
 
