@@ -248,7 +248,7 @@ def test_an_encoder_decoder_is_refused(tmp_path: Path) -> None:
         (
             "recurrent_gemma",
             (
-                "its head does more than a product: scored through its own forward, which is slower",
+                "its body and head alone do not give its logits: scored through its own forward, which is slower",
                 "layout plain, because its own forward is used",
             ),
         ),
