@@ -112,7 +112,9 @@ def _ready(model: nn.Module, layout: str, device: str | None) -> tuple[CausalLM,
             f"this {plain.config.model_type} model scores a token otherwise in a batch than alone: it looks ahead or at "
             "padding, or draws at random in training; softq needs a causal language model"
         )
-    notes = ["its body and head alone do not give its logits: scored through its own forward, which is slower"] * plain.own_head
+    notes = [
+        "its body and head alone do not give its logits: scored through its own forward, which is slower"
+    ] * plain.own_head
     chosen, reason = choose_layout(plain, layout)
     if reason:
         notes.append(f"layout plain, because {reason}")
