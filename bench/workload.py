@@ -16,8 +16,9 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase, PreTrain
 
 import softq
 from softq.data.encode import Encoded
-from softq.data.formats import Dropped, detect, parse_rows
-from softq.data.rows import read_rows
+from softq.data.files import read_rows
+from softq.data.formats import Reading, parse_rows
+from softq.data.rows import Dropped
 from softq.lm.forest import grow
 from softq.lm.layouts import depths
 from softq.training.source import batch_of
@@ -58,9 +59,8 @@ def prepare(work: Path) -> dict[str, Any]:
 
 def read_text(file: str) -> list[Pair]:
     """The pairs of a file as softq splits them; plain text only."""
-    rows = list(read_rows(file))
     pairs: list[Pair] = []
-    for example in parse_rows(rows, detect(rows[0].value, rows[0].where)):
+    for example in parse_rows(read_rows(file), Reading())[1]:
         if isinstance(example, Dropped):
             continue
         if not isinstance(example.prompt, str):

@@ -90,15 +90,23 @@ class Column(NamedTuple):
     unit: str  # "token" [B, T], "row" [B], "pair" [P] or "step" (a scalar of the whole step)
     measure: str
     meaning: str
+    given: bool = False  # a row of a data file may bring it; then the method must read it
 
 
 COLUMNS: Mapping[str, Column] = {
-    "weight": Column("pair", "none, ≥ 0", "how much a pair counts, relative to the other pairs of its step"),
+    "weight": Column(
+        "pair", "none, ≥ 0", "how much a pair counts, relative to the other pairs of its step", given=True
+    ),
+    "margin": Column("pair", "reward", "by how much the chosen one should be better", given=True),
+    "label_probability": Column("pair", "none, 0 to 1", "how likely the chosen one is the better one", given=True),
+    "ref_logps": Column("row", "nats", "the reference's log-probability of the whole completion, stored", given=True),
     "reward": Column("row", "reward", "the score of a whole completion"),
     "advantage": Column("token", "reward", "how much better an action was than expected"),
     "old_logp": Column("token", "nats", "log-probability under the policy that sampled the action"),
+    "ref_logp": Column("token", "nats", "log-probability under the reference, stored: it need not be scored again"),
+    "source": Column("row", "number", "which source of data the row came from"),
 }
-"""Every column that a method may read. A data file's extra field with one of these names must be read by the method."""
+"""Every column that a method may read, or that a readout of its name is taken from."""
 
 
 @dataclass(frozen=True)

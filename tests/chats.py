@@ -6,7 +6,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from softq.data.encode import Encoded, Encoder
-from softq.data.formats import Example
+from softq.data.example import Example
 
 SPECIAL = ["<eos>", "<bos>", "<|im_start|>", "<|im_end|>"]
 MERGES = [("y", "e"), ("ye", "s"), ("Ġ", "yes"), ("n", "o"), ("Ġ", "no"), ("Ċ", "Ċ"), ("a", "b"), ("ab", "c")]
@@ -42,13 +42,20 @@ def metaspace(scheme: str = "always") -> PreTrainedTokenizerFast:
     return wrapped(tokenizer)
 
 
-def encoder(tokenizer: PreTrainedTokenizerFast, template: str | None = None, ends=(), limit: int = 1000) -> Encoder:
+def encoder(
+    tokenizer: PreTrainedTokenizerFast, template: str | None = None, ends=(), limit: int = 1000, keep: bool = False
+) -> Encoder:
     ids = tokenizer.convert_tokens_to_ids(list(ends))
-    return Encoder(tokenizer, frozenset(ids), limit, template)
+    return Encoder(tokenizer, frozenset(ids), limit, template, keep)
 
 
 def pair(prompt, chosen, rejected, **more) -> Example:
     return Example("a.jsonl:1", prompt, (chosen, rejected), **more)
+
+
+def alone(prompt, *completions, **more) -> Example:
+    """An example of any number of completions."""
+    return Example("a.jsonl:1", prompt, completions, **more)
 
 
 def user(text: str) -> dict:

@@ -8,15 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-
-from softq.cli.main import main
-
-
-def called(words: list[str], capsys: pytest.CaptureFixture) -> tuple[int, str, str]:
-    with pytest.raises(SystemExit) as stopped:
-        main(words)
-    said = capsys.readouterr()
-    return int(stopped.value.code or 0), said.out, said.err
+from calls import called
 
 
 def test_importing_softq_and_its_help_load_nothing_heavy() -> None:
@@ -130,15 +122,15 @@ def test_a_dry_run_says_everything_and_writes_nothing(
 def mistakes(model: Path, pairs: Path, directory: Path) -> dict[str, tuple[list[str], int, str]]:
     """Name -> (what was typed, exit code, what the one line must say)."""
     broken = directory / "broken.jsonl"
-    broken.write_text(pairs.read_text().splitlines()[0] + '\n{"prompt": "x", "chosen": }\n')
+    broken.write_text('{"prompt": "x", "chosen": }\n')
     typed = directory / "typed.jsonl"
     typed.write_text(json.dumps({"prompt": "x", "chosen": "y", "rejected": 3}) + "\n")
     lost = directory / "lost.jsonl"
-    lost.write_text(pairs.read_text().splitlines()[0] + "\n" + json.dumps({"prompt": "x", "chosen": "y"}) + "\n")
+    lost.write_text(json.dumps({"prompt": "x", "chosen": "y"}) + "\n")
     strange = directory / "strange.jsonl"
     strange.write_text(json.dumps({"question": "x", "answer": "y"}) + "\n")
     column = directory / "column.jsonl"
-    column.write_text(json.dumps({"prompt": "x", "chosen": " y", "rejected": " z", "advantage": 1.0}) + "\n")
+    column.write_text(json.dumps({"prompt": "x", "chosen": " y", "rejected": " z", "margin": 1.0}) + "\n")
     chat = directory / "chat.jsonl"
     turn = [{"role": "user", "content": "x"}]
     said = {
@@ -164,14 +156,14 @@ def mistakes(model: Path, pairs: Path, directory: Path) -> dict[str, tuple[list[
         "no config": (["train", "dpo", *good, "--config", "none.yaml"], 2, "--config none.yaml: No such file"),
         "full output": (["train", "dpo", *good, "--output", str(full)], 2, "is not empty (it holds mine.txt)"),
         "no file": (["train", "dpo", *run, "--data", str(pairs.with_name("pair.jsonl"))], 3, "pairs.jsonl"),
-        "not JSON": (["train", "dpo", *run, "--data", str(broken)], 3, "broken.jsonl:2"),
+        "not JSON": (["train", "dpo", *run, "--data", str(broken)], 3, "broken.jsonl:1"),
         "wrong type": (["train", "dpo", *run, "--data", str(typed)], 3, "typed.jsonl:1: field 'rejected'"),
-        "missing field": (["train", "dpo", *run, "--data", str(lost)], 3, "lost.jsonl:2"),
+        "missing field": (["train", "dpo", *run, "--data", str(lost), "--format", "preference"], 3, "lost.jsonl:1"),
         "unknown format": (["train", "dpo", *run, "--data", str(strange)], 3, "question, answer"),
         "unread column": (
-            ["train", "dpo", *run, "--data", str(column)],
+            ["train", "ipo", *run, "--data", str(column)],
             3,
-            "'advantage' is known but dpo does not read it",
+            "'margin' is known but ipo does not read it",
         ),
         "no template": (["train", "dpo", *run, "--data", str(chat)], 3, "--chat-template FILE|chatml"),
         "wrong kind": (["train", "infonca", *good], 2, "infonca takes groups, the data holds pairs"),
@@ -187,7 +179,7 @@ def mistakes(model: Path, pairs: Path, directory: Path) -> dict[str, tuple[list[
         ),
         "two precisions": (["train", "dpo", *good, "--bf16", "--dtype", "bfloat16"], 2, "--bf16 is autocast"),
         "nothing to verify": (["train", "dpo", *good, "--layout", "plain", "--verify-layout"], 2, "nothing to compare"),
-        "unknown data format": (["train", "dpo", *good, "--format", "csv"], 2, "--format: 'csv' is not valid"),
+        "unknown data format": (["train", "dpo", *good, "--format", "csv"], 2, "format 'csv' is unknown"),
         "one record": (["train", "kto", *good, "--batch-size", "1"], 2, "at least two records"),
     }
 

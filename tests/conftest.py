@@ -27,6 +27,11 @@ SAID = [
 ]
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _no_cache_of_the_users(tmp_path_factory: pytest.TempPathFactory) -> None:
+    os.environ["SOFTQ_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture(scope="session")
 def model_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A causal LM made from a config, and a byte-level BPE trained on the spot, as transformers saves them."""

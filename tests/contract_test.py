@@ -11,7 +11,7 @@ from softq.mdp.tabular import TabularLM, along, every_trajectory
 from softq.objectives import METHODS
 from softq.objectives.policy_gradient import grpo
 from softq.objectives.sums import weighted_sum
-from softq.records import Batch, Labels, Method, Pairs, Tokens, take
+from softq.records import COLUMNS, Batch, Labels, Method, Pairs, Tokens, take
 from softq.training.plan import cut, losses, plan
 
 EVERY: dict[str, Method] = {
@@ -94,7 +94,7 @@ def test_row_order_does_not_matter(name: str) -> None:
         feedback = Labels(where[feedback.row], feedback.good, where[feedback.mismatched])
     t = batch.tokens
     tokens = Tokens(t.ids[order], t.action[order], t.ended[order], t.prompt[order])
-    columns = {k: v[order] if k != "weight" else v for k, v in batch.columns.items()}
+    columns = {k: v if COLUMNS[k].unit == "pair" else v[order] for k, v in batch.columns.items()}
     new_loss, new_grad = gradient(method, of, Batch(tokens, feedback, columns))
     torch.testing.assert_close(new_loss, loss, **close)
     torch.testing.assert_close(new_grad, grad, **close)
@@ -249,3 +249,24 @@ def test_take_keeps_relations_whose_rows_are_all_kept() -> None:
     torch.testing.assert_close(part.tokens.ids, batch.tokens.ids[4:, : part.tokens.ids.shape[1]])
     one, kept = take(batch, torch.tensor([0]))
     assert len(one.pairs.chosen) == 0 == len(kept["pair"])
+
+
+def test_margins_and_label_probabilities_of_dpo_by_hand() -> None:
+    """-p log σ(βm - Δ) - (1-p) log σ(Δ - βm), over two pairs; without the columns it is -log σ(βm)."""
+    dpo = METHODS["dpo"](beta=0.5)
+    tokens = Tokens(
+        torch.tensor([[1, 2], [1, 3], [1, 2], [1, 3]]), torch.ones(4, 1, dtype=torch.bool), torch.ones(4, dtype=torch.bool),
+        torch.tensor([0, 0, 1, 1]),
+    )  # fmt: skip
+    scored = {
+        "logp": torch.tensor([[-1.0], [-2.0], [-3.0], [-2.0]]),
+        "ref_logp": torch.tensor([[-2.0], [-1.0], [-2.0], [-2.0]]),
+    }
+    pairs = Pairs(torch.tensor([0, 2]), torch.tensor([1, 3]))  # m = 2, -1
+    plain = dpo.terms[0].loss(scored, Batch(tokens, pairs))
+    assert plain.tolist() == pytest.approx([0.3132617, 0.9740770])
+    columns = {"margin": torch.tensor([1.0, 0.5]), "label_probability": torch.tensor([0.9, 0.25])}
+    told = dpo.terms[0].loss(scored, Batch(tokens, pairs, columns))
+    # z = 1 - 1 = 0 and -0.5 - 0.5 = -1: log 2, and 0.25 h(-1) + 0.75 h(1)
+    assert told.tolist() == pytest.approx([0.6931472, 0.25 * 1.3132617 + 0.75 * 0.3132617])
+    assert "label_probability" not in METHODS["dpo"](beta=0.5, label_smoothing=0.1).columns

@@ -2,16 +2,17 @@
 
 import numpy as np
 import pytest
-from chats import assistant, byte_level, encoder, metaspace, pair, shown, user, wrapped
+from chats import alone, assistant, byte_level, encoder, metaspace, pair, shown, user, wrapped
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
-from transformers import ByT5Tokenizer
+from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
-from softq.data.encode import Encoded, Encoder
-from softq.data.formats import Dropped, Example
-from softq.data.rows import DataError
+from softq.data.encode import Account, Encoded, Encoder
+from softq.data.example import Example
+from softq.data.rows import DataError, Dropped, Unusable
 from softq.data.templates import CHATML
+from softq.data.vocabulary import Vocabulary
 
 
 def plain(tokenizer, prompt: str, chosen: str, rejected: str = "zz"):
@@ -28,7 +29,7 @@ def test_plain_text_is_cut_between_tokens_and_ended_by_eos():
     assert shown(result, byte_level(), 1) == "Q : [Ġno] [!] [<eos>]"
     assert [c.ended for c in result.completions] == [True, True]
     assert [(c.ids.dtype, c.action.dtype) for c in result.completions] == [(np.int64, np.bool_)] * 2
-    assert account == (9, 5, 4, 0, 0, 2, False, None)  # read, scored, context, cut, tail, shared, merged, template end
+    assert account == Account(9, scored=5, context=4, shared=2, completions=2, finished=2, longest=5)
 
 
 def test_a_trailing_space_stays_with_the_prompt_and_the_row_is_marked():
@@ -77,7 +78,7 @@ def test_a_boundary_that_no_cut_reproduces_is_dropped():
     tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
     result, _ = encoder(wrapped(tokenizer)).encode(pair("e", "\u0301", "e"))
-    assert result == Dropped("a.jsonl:1", "inseparable_boundary")
+    assert (result.where, result.reason) == ("a.jsonl:1", "inseparable_boundary")
 
 
 # Beginning and end
@@ -88,7 +89,7 @@ def test_exactly_one_bos_before_plain_text():
     assert plain(tokenizer, "Q:", " yes")[0] == "<bos> Q : [Ġyes] [<eos>]"
     assert plain(tokenizer, "<bos>Q:", " yes")[0] == "<bos> Q : [Ġyes] [<eos>]"
     assert plain(tokenizer, "", "yes")[0] == "<bos> [yes] [<eos>]"
-    assert plain(tokenizer, "Q:", " yes")[1].read == 5 + 6
+    assert plain(tokenizer, "Q:", " yes")[1][:6] == (5 + 6, 2 + 3, 6, 0, 0, 3)  # read, scored, context, ..., shared
 
 
 def test_no_bos_is_added_to_a_template():
@@ -126,40 +127,278 @@ def test_no_eos_and_nothing_to_end_with():
 # Drops and errors
 
 
-@pytest.mark.parametrize(("example", "reason"), [
-    (("Q:", " ", " no"), "empty_completion"),
-    (("Q:", " no", ""), "empty_completion"),
-    (("Q:", "<eos>", " no"), "empty_completion"),
-    (("Q:", " no", " no"), "equal_completions"),
-    (("Q:", " no", " no<eos>"), "equal_completions"),
-    (("", "yes", "no"), "empty_prompt"),
-    (("Q:", " yes<eos> no", " no"), "end_inside_completion"),
-    (("Q:", " yes", " no<|im_end|>z"), "end_inside_completion"),
-    (([user("Q")], [assistant("")], [assistant("no")]), "empty_completion"),
-    (([user("Q")], [assistant("yes<|im_end|>no")], [assistant("no")]), "end_inside_completion"),
-    (([user("Q")], [assistant("no")], [assistant("no")]), "equal_completions"),
+EMPTY = ("empty_completion", "a completion says nothing")
+EQUAL = ("equal_completions", "the completions are the same tokens")
+INSIDE = ("end_inside_completion", "a completion goes on behind an end token")
+
+
+@pytest.mark.parametrize(("example", "fault"), [
+    (("Q:", " ", " no"), EMPTY),
+    (("Q:", " no", ""), EMPTY),
+    (("Q:", "<eos>", " no"), EMPTY),
+    (("Q:", " no", " no"), EQUAL),
+    (("Q:", " no", " no<eos>"), EQUAL),
+    (("Q:", " yes<eos> no", " no"), INSIDE),
+    (("Q:", " yes", " no<|im_end|>z"), INSIDE),
+    (([user("Q")], [assistant("")], [assistant("no")]), EMPTY),
+    (([user("Q")], [assistant("yes<|im_end|>no")], [assistant("no")]), INSIDE),
+    (([user("Q")], [assistant("no")], [assistant("no")]), EQUAL),
 ])  # fmt: skip
-def test_drops_have_names(example, reason):
+def test_drops_have_names(example, fault):
     result, account = encoder(byte_level(), CHATML, ["<|im_end|>"]).encode(pair(*example))
-    assert result == Dropped("a.jsonl:1", reason)
+    assert result[:3] == ("a.jsonl:1", *fault)
     assert account.read > 0
+    with_chat = not isinstance(example[0], str)
+    assert result.excerpt.startswith(
+        '{"prompt": [{"role": "user"' if with_chat else '{"prompt": "Q:", "completions": ["'
+    )
+
+
+def test_an_excerpt_shows_the_texts():
+    result, _ = encoder(byte_level()).encode(pair("Q:", " no", "\n"))
+    assert result.excerpt == '{"prompt": "Q:", "completions": [" no", "\\n"]}'
 
 
 def test_the_limit_is_the_longest_that_is_kept():
     example = pair("Q:", " yes", " no!")  # 4 and 5 ids
     assert isinstance(encoder(byte_level(), limit=5).encode(example)[0], Encoded)
-    assert encoder(byte_level(), limit=4).encode(example)[0] == Dropped("a.jsonl:1", "too_long")
+    result, account = encoder(byte_level(), limit=4).encode(example)
+    assert result[:3] == (
+        "a.jsonl:1", "too_long", "5 tokens, and max_length is 4; raise it, or cut with truncate keep"
+    )  # fmt: skip
+    assert (account.read, account.longest) == (9, 5)
+
+
+def test_a_text_that_is_too_long_whatever_its_tokens_are_is_not_tokenised(monkeypatch):
+    monkeypatch.setattr(Vocabulary, "ids", lambda *_: pytest.fail("tokenised"))
+    monkeypatch.setattr(Vocabulary, "learn", lambda self, texts: list(texts) and pytest.fail("tokenised"))
+    longest = max(map(len, byte_level().get_vocab()))
+    result, account = encoder(byte_level(), limit=4).encode(pair("Q:", "a" * (4 * longest + 1), "b"))
+    assert result.message.startswith(
+        f"a text of {4 * longest + 3} characters, which are more than max_length, 4 tokens"
+    )
+    assert (result.reason, account) == ("too_long", Account())
 
 
 def test_groups_keep_their_scores_and_columns():
-    example = Example("g[0]", "Q:", (" yes", " no", " no"), (1.0, 0.5, 0.5), columns={"weight": 2.0})
-    result, account = encoder(byte_level()).encode(example)
+    columns = {"reward": (1.0, 0.5, 0.5), "weight": (2.0,)}
+    result, account = encoder(byte_level()).encode(Example("g[0]", "Q:", (" yes", " no", " no"), columns))
     assert [shown(result, byte_level(), n) for n in range(3)] == ["Q : [Ġyes] [<eos>]"] + ["Q : [Ġno] [<eos>]"] * 2
-    assert (result.scores, result.columns, account.shared) == ((1.0, 0.5, 0.5), {"weight": 2.0}, 4)
+    assert (result.where, result.columns, result.source, account.shared) == ("g[0]", columns, None, 4)
+    same = Example("g[0]", "Q:", (" no", " no"), {"reward": (1.0, 0.0)})
+    assert encoder(byte_level()).encode(same)[0].reason == "equal_completions"
+
+
+# One completion, none, and steps
+
+
+@pytest.mark.parametrize(("bos", "text", "expected"), [
+    (False, "yes no", "yes [Ġno] [<eos>]"),  # nothing stands before the first token: nobody chose it
+    (True, "yes no", "<bos> [yes] [Ġno] [<eos>]"),
+    (True, "<bos>yes", "<bos> [yes] [<eos>]"),
+    (False, "<bos>yes", "<bos> [yes] [<eos>]"),
+    (False, "yes", "yes [<eos>]"),
+    (False, "yes<eos>", "yes [<eos>]"),
+])  # fmt: skip
+def test_a_text_alone(bos, text, expected):
+    tokenizer = byte_level(bos=bos)
+    result, account = encoder(tokenizer).encode(alone("", text))
+    assert shown(result, tokenizer) == expected
+    assert account.context == 1
+    assert account.scored == expected.count("[")
+    assert account.shared == 0
+
+
+@pytest.mark.parametrize("bos", [False, True])
+def test_a_bare_prompt_is_one_completion_without_an_action(bos):
+    tokenizer = byte_level(bos=bos)
+    result, account = encoder(tokenizer).encode(alone("Q:"))
+    assert shown(result, tokenizer) == "<bos> Q :" if bos else "Q :"
+    assert not result.completions[0].action.any()
+    assert (account.read, account.context, account.scored, account.finished) == (2 + bos, 2 + bos, 0, 0)
+    result, _ = encoder(tokenizer, CHATML).encode(alone([user("Q")]))
+    assert shown(result, tokenizer) == "<|im_start|> u s e r Ċ Q <|im_end|> Ċ <|im_start|> a s s i s t a n t Ċ"
+
+
+def test_completions_of_no_prompt_have_nothing_in_common():
+    result, _ = encoder(byte_level()).encode(pair("", "yes", "no"))
+    assert result[1:3] == ("empty_prompt", "the prompt has no tokens; nothing could be chosen after it")
+
+
+def test_no_prompt_and_no_completion_is_nothing():
+    result, _ = encoder(byte_level()).encode(alone(""))
+    assert result[1:3] == ("empty_prompt", "the prompt has no tokens; nothing could be chosen after it")
+
+
+def test_steps_of_one_answer_stand_below_each_other():
+    steps = {"step_label": (1.0, 0.0)}
+    result, account = encoder(byte_level()).encode(alone("Q:", " yes", " yes", columns=steps))
+    assert len(result.completions) == 1
+    assert shown(result, byte_level()) == "Q : [Ġyes] [Ċ] [Ġyes] [<eos>]"
+    assert (result.columns, account.completions, account.finished) == (steps, 1, 1)
+    chat = alone([user("Q")], [assistant("yes")], [assistant("no")], columns=steps)
+    result, account = encoder(byte_level(), CHATML, ["<|im_end|>"]).encode(chat)
+    head = "<|im_start|> a s s i s t a n t Ċ"
+    assert shown(result, byte_level()).endswith(f"Ċ {head} [yes] [<|im_end|>] Ċ {head} [no] [<|im_end|>]")
+    assert (account.scored, account.template_tail, account.finished) == (4, 1, 1)
+
+
+# Cut at the limit
+
+
+def test_keep_cuts_the_end_and_counts_it():
+    result, account = encoder(byte_level(), limit=4, keep=True).encode(pair("Q:", " yes no!", " no"))
+    assert shown(result, byte_level(), 0) == "Q : [Ġyes] [Ġno]"  # without `!` and EOS
+    assert shown(result, byte_level(), 1) == "Q : [Ġno] [<eos>]"
+    assert [c.ended for c in result.completions] == [False, True]
+    assert account[:4] == (6 + 4, 2 + 2, 2 + 2, 2)  # read, scored, context, cut
+    assert (account.finished, account.longest) == (1, 4)
+
+
+def test_a_cut_goes_back_to_the_last_word_of_the_policy():
+    chat = pair([user("Q")], [assistant("yes"), user("no"), assistant("!")], [assistant("no")])
+    whole, _ = encoder(byte_level(), CHATML, ["<|im_end|>"]).encode(chat)
+    ids, action, _ = whole.completions[0]
+    first = int(action.argmax()) + 1
+    for limit in range(first + 3, first + 12):  # within the user's turn: it is nothing without an answer
+        result, account = encoder(byte_level(), CHATML, ["<|im_end|>"], limit, keep=True).encode(chat)
+        assert result.completions[0].ids.tolist() == ids[: first + 2].tolist()
+        assert result.completions[0].ended is False
+        assert account.read == account.scored + account.context + account.cut + account.template_tail
+        assert account.cut == len(ids) - (first + 2)
+        assert account.template_tail == 2
+
+
+@pytest.mark.parametrize(("limit", "fault"), [
+    (2, ("prompt_too_long", "nothing of a completion begins within max_length, 2 tokens; raise it")),
+    (1, ("prompt_too_long", "nothing of a completion begins within max_length, 1 tokens; raise it")),
+    (3, ("equal_after_cut", "the completions differ only behind the cut; raise max_length")),
+])  # fmt: skip
+def test_what_a_cut_leaves_nothing_of(limit, fault):
+    result, account = encoder(byte_level(), limit=limit, keep=True).encode(pair("Q:", " yes no", " yes!"))
+    assert result[1:3] == fault
+    assert account.read == 10 == account.scored + account.context + account.cut
+
+
+def test_a_prompt_that_is_too_long_is_so_without_a_cut_too():
+    result, _ = encoder(byte_level(), limit=2).encode(pair("Q:", " yes", " no"))
+    assert result.reason == "prompt_too_long"
+    assert encoder(byte_level(), limit=1).encode(alone("Q:"))[0].reason == "prompt_too_long"
+
+
+# Counts and explanations
+
+
+@pytest.mark.parametrize(("bos", "prompt", "expected"), [
+    (False, "Q:", (0, 2, False)),  # completions with one BOS, completions with one end, a special token in the text
+    (True, "Q:", (2, 2, False)),
+    (True, "<bos>Q:", (2, 2, True)),
+    (True, "<bos><bos>Q:", (0, 2, True)),
+    (True, "Q<|im_start|>:", (2, 2, True)),
+])  # fmt: skip
+def test_beginnings_and_ends_are_counted(bos, prompt, expected):
+    _, account = encoder(byte_level(bos=bos)).encode(pair(prompt, " yes", " no"))
+    assert (account.one_bos, account.finished, account.spelled) == expected
+
+
+def test_a_turn_without_its_end_is_not_finished():
+    template = (
+        "{% for m in messages %}{{ m.role[0] + m.content }}"
+        "{% if m.role == 'user' or loop.last %}<|im_end|>{% endif %}{% endfor %}"
+    )
+    chat = pair([user("Q")], [assistant("yes"), user("no"), assistant("!")], [assistant("no")])
+    _, account = encoder(byte_level(), template, ["<|im_end|>"]).encode(chat)
+    assert (account.completions, account.finished) == (2, 1)
+
+
+def told(coded) -> list[tuple[str, str, str]]:
+    """Pieces as (tokens, part, by)."""
+    convert = byte_level().convert_ids_to_tokens
+    return [(" ".join(convert(list(piece.ids))), piece.part, piece.by) for piece in coded.pieces]
+
+
+def test_who_put_each_token_there_in_chatml():
+    chat = pair([user("Q")], [assistant("yes")], [assistant("no")])
+    chosen, rejected = encoder(byte_level(), CHATML, ["<|im_end|>"]).explain(chat)
+    head = "<|im_start|> u s e r Ċ Q <|im_end|> Ċ <|im_start|> a s s i s t a n t Ċ"
+    assert told(chosen) == [
+        (head, "context", "template"),
+        ("yes", "scored", "text"),
+        ("<|im_end|>", "scored", "template"),
+        ("Ċ", "template_tail", "template"),
+    ]
+    assert told(rejected)[1] == ("no", "scored", "text")
+
+
+def test_who_put_each_token_there_in_plain_text():
+    encode = encoder(byte_level(bos=True), limit=5, keep=True)
+    chosen, rejected = encode.explain(pair("Q:", " yes", " no!<eos>"))
+    head = [("<bos>", "context", "tokenizer"), ("Q :", "context", "text")]
+    assert told(chosen) == [*head, ("Ġyes", "scored", "text"), ("<eos>", "scored", "softq")]
+    assert told(rejected) == [*head, ("Ġno !", "scored", "text"), ("<eos>", "cut", "text")]
+    (coded,) = encode.explain(alone("", "yes no"))
+    assert told(coded) == [
+        ("<bos>", "context", "tokenizer"),
+        ("yes Ġno", "scored", "text"),
+        ("<eos>", "scored", "softq"),
+    ]
+    (coded,) = encoder(byte_level()).explain(alone("", "yes no"))
+    assert told(coded) == [("yes", "context", "text"), ("Ġno", "scored", "text"), ("<eos>", "scored", "softq")]
+    with pytest.raises(Unusable, match="answer otherwise than it was given"):
+        encoder(byte_level(), "{% for m in messages %}{{ m.content | upper }}{% endfor %}").explain(
+            pair([user("b")], [assistant("yes")], [assistant("no")])
+        )
+
+
+# The tokenizer's own ids
+
+
+class Listed(PreTrainedTokenizerFast):
+    """A tokenizer to which texts in a list are not what each of them is."""
+
+    def __call__(self, text, **options):
+        found = super().__call__(text, **options)
+        return {"input_ids": [[0, *ids] for ids in found["input_ids"]]} if isinstance(text, list) else found
+
+
+class Chatty(PreTrainedTokenizerFast):
+    """A tokenizer to which a chat is not what its text is."""
+
+    def apply_chat_template(self, chat, tokenize=True, **options):
+        found = super().apply_chat_template(chat, tokenize=tokenize, **options)
+        return [*found[:-1], 0] if tokenize else found
+
+
+CHAT = pair([user("abc")], [assistant("yes")], [assistant("no"), user("a"), assistant("b")])
+
+
+@pytest.mark.parametrize("tokenizer", [byte_level(), byte_level(bos=True), metaspace("always"), metaspace("first")])
+@pytest.mark.parametrize("example", [
+    pair("Q:", " yes", " no"), pair("Q: ", "yes", "no"), alone("", "yes no"), alone("Q:"), CHAT, alone([user("Q")]),
+    alone("Q:", " yes", " no", columns={"step_label": (1.0, 0.0)}),
+])  # fmt: skip
+def test_good_tokenizers_agree_with_themselves(tokenizer, example):
+    encoder(tokenizer, CHATML).check_whole(example)
+
+
+@pytest.mark.parametrize(("kind", "example", "place"), [
+    (Listed, alone("Q:"), "completion 0 differs from the tokenizer's own ids of the whole text at token 0"),
+    (Chatty, alone([user("Q")]), "completion 0 differs from the tokenizer's own ids of the whole text at token 19"),
+    (Chatty, CHAT, "completion 0 differs from the tokenizer's own ids of the whole text at token 22"),
+])  # fmt: skip
+def test_a_tokenizer_that_does_not_agree_with_itself_is_refused(kind, example, place):
+    encode = encoder(kind(tokenizer_object=byte_level().backend_tokenizer, eos_token="<eos>"), CHATML, ["<|im_end|>"])
+    assert isinstance(encode.encode(example)[0], Encoded)
+    with pytest.raises(DataError) as error:
+        encode.check_whole(example)
+    advice = "this tokenizer gives a text other ids in parts; please report it"
+    assert str(error.value) == f"a.jsonl:1: {place}; {advice}"
 
 
 def test_a_slow_tokenizer_is_refused():
-    with pytest.raises(DataError, match=r"^ByT5Tokenizer is a slow tokenizer; expected a fast one"):
+    with pytest.raises(
+        DataError, match=r"^ByT5Tokenizer is a slow tokenizer; expected a fast one; load it with AutoTo"
+    ):
         Encoder(ByT5Tokenizer(), frozenset(), 10).encode(pair("Q:", "yes", "no"))
 
 
@@ -170,7 +409,8 @@ WORDS = st.text("ab cyesno:!\nQ", max_size=12)
 
 def check_laws(tokenizer, encode: Encoder, example: Example, whole: list[str]) -> None:
     result, account = encode.encode(example)
-    assert account.read == account.scored + account.context + account.template_tail
+    assert account.read == account.scored + account.context + account.cut + account.template_tail
+    assert account.cut == 0
     if isinstance(result, Dropped):
         return
     starts = [int(c.action.argmax()) + 1 for c in result.completions]
@@ -188,14 +428,14 @@ def check_laws(tokenizer, encode: Encoder, example: Example, whole: list[str]) -
 
 
 @settings(max_examples=150, deadline=None)
-@given(WORDS, WORDS, WORDS)
+@given(WORDS.filter(bool), WORDS, WORDS)
 def test_text_survives_byte_level(prompt, chosen, rejected):
     tokenizer = byte_level()
     check_laws(tokenizer, encoder(tokenizer), pair(prompt, chosen, rejected), [prompt + chosen, prompt + rejected])
 
 
 @settings(max_examples=150, deadline=None)
-@given(WORDS, WORDS, WORDS, st.sampled_from(["always", "first"]))
+@given(WORDS.filter(bool), WORDS, WORDS, st.sampled_from(["always", "first"]))
 def test_text_survives_metaspace(prompt, chosen, rejected, scheme):
     tokenizer = metaspace(scheme)
     check_laws(tokenizer, encoder(tokenizer), pair(prompt, chosen, rejected), [prompt + chosen, prompt + rejected])
@@ -208,3 +448,51 @@ def test_text_survives_chatml(prompt, chosen, rejected):
     example = pair([user(prompt)], [assistant(chosen)], [assistant(rejected)])
     head = f"<|im_start|>user\n{prompt}<|im_end|>\n<|im_start|>assistant\n"
     check_laws(tokenizer, encoder(tokenizer, CHATML), example, [head + chosen, head + rejected])
+
+
+@settings(max_examples=150, deadline=None)
+@given(WORDS.filter(bool), WORDS, WORDS, st.integers(1, 12), st.booleans())
+def test_a_cut_record_is_the_beginning_of_the_whole_one(prompt, chosen, rejected, limit, chat):
+    tokenizer = byte_level()
+    example = (
+        pair([user(prompt)], [assistant(chosen)], [assistant(rejected)]) if chat else pair(prompt, chosen, rejected)
+    )
+    limit += 30 if chat else 0
+    whole, before = encoder(tokenizer, CHATML, ["<|im_end|>"]).encode(example)
+    result, account = encoder(tokenizer, CHATML, ["<|im_end|>"], limit, keep=True).encode(example)
+    assert account.read == account.scored + account.context + account.cut + account.template_tail == before.read
+    if isinstance(whole, Dropped):
+        assert result.reason in (whole.reason, *(("equal_after_cut",) if whole.reason == "equal_completions" else ()))
+        return
+    if isinstance(result, Dropped):
+        assert result.reason in ("prompt_too_long", "equal_after_cut")
+        return
+    for ours, theirs in zip(result.completions, whole.completions, strict=True):
+        n = len(ours.ids)
+        assert ours.ids.tolist() == theirs.ids[:n].tolist()
+        assert ours.action.tolist() == theirs.action[: n - 1].tolist()
+        assert n == min(limit, len(theirs.ids))
+        assert ours.ended == (n == len(theirs.ids))
+        assert ours.action[-1]
+    assert account.cut == sum(len(c.ids) for c in whole.completions) - sum(len(c.ids) for c in result.completions)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(WORDS, WORDS, WORDS, st.booleans()), max_size=8), st.integers(1, 8))
+def test_records_do_not_depend_on_what_is_encoded_with_them(texts, size):
+    examples = [
+        pair([user(p)], [assistant(c)], [assistant(r)]) if chat else pair(p, c, r, columns={"weight": (float(n),)})
+        for n, (p, c, r, chat) in enumerate(texts)
+    ]
+    alike = encoder(byte_level(bos=True), CHATML, ["<|im_end|>"], 40)
+    together = [found for n in range(0, len(examples), size) for found in alike.encode_all(examples[n : n + size])]
+    apart = [encoder(byte_level(bos=True), CHATML, ["<|im_end|>"], 40).encode(example) for example in examples]
+    assert [account for _, account in together] == [account for _, account in apart]
+    assert list(map(plainly, together)) == list(map(plainly, apart))
+
+
+def plainly(found):
+    result, _ = found
+    if isinstance(result, Dropped):
+        return result
+    return result.where, result.columns, [(c.ids.tolist(), c.action.tolist(), c.ended) for c in result.completions]

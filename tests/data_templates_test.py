@@ -3,7 +3,6 @@
 import pytest
 from chats import assistant, byte_level, encoder, pair, shown, user
 
-from softq.data.formats import Dropped
 from softq.data.rows import DataError
 from softq.data.templates import CHATML
 
@@ -117,7 +116,7 @@ def test_a_header_is_context_where_the_render_does_not_go_on_from_the_generation
     result, account = chat(template, [user("Q")], "yes")
     assert shown(result, byte_level()) == "<|im_start|> u : Q <|im_end|> <|im_start|> a : [yes] [<|im_end|>]"
     assert account.shared == 5
-    assert chat(template, [user("Q")], "<think>ab</think>yes")[0] == Dropped("a.jsonl:1", "template_mismatch")
+    assert chat(template, [user("Q")], "<think>ab</think>yes")[0].reason == "template_mismatch"
 
 
 def test_a_token_that_straddles_the_header_and_the_words_is_the_policys():
@@ -133,7 +132,10 @@ def test_a_token_that_straddles_the_header_and_the_words_is_the_policys():
     "{% for m in messages %}{{ m.content }}#{{ m.content | length }}{% endfor %}",  # another end
 ])  # fmt: skip
 def test_a_template_that_rewrites_is_a_mismatch(template):
-    assert chat(template, [user("b")], "yes")[0] == Dropped("a.jsonl:1", "template_mismatch")
+    result, account = chat(template, [user("b")], "yes")
+    assert (result.where, result.reason) == ("a.jsonl:1", "template_mismatch")
+    assert result.message.startswith("the ")
+    assert account.read == 0
 
 
 def test_only_what_the_assistant_says_is_scored():
@@ -196,11 +198,13 @@ def test_messages_without_a_template():
         encoder(byte_level()).encode(pair([user("Q")], [assistant("yes")], [assistant("no")]))
 
 
-def test_a_template_that_refuses_says_which_row():
-    with pytest.raises(DataError, match=r"^a.jsonl:1: the chat template refuses the messages: no systems here$"):
-        chat("{{ raise_exception('no systems\nhere') }}", [user("Q")], "yes")
+def test_a_template_that_refuses_says_why():
+    result, _ = chat("{{ raise_exception('no systems\nhere') }}", [user("Q")], "yes")
+    assert result[:3] == ("a.jsonl:1", "template_refuses", "the chat template refuses the messages: no systems here")
 
 
 def test_a_completion_without_the_assistant():
-    with pytest.raises(DataError, match=r"^a.jsonl:1: a completion has no message of the assistant"):
-        chat(CHATML, [user("Q")], [user("yes")])
+    result, _ = chat(CHATML, [user("Q")], [user("yes")])
+    assert result[:3] == (
+        "a.jsonl:1", "empty_completion", "a completion has no message of the assistant; expected one or more"
+    )  # fmt: skip

@@ -47,7 +47,9 @@ def test_dpo_learns_and_its_output_loads_and_generates(model_directory: Path, pa
     manifest = json.loads((out / "manifest.json").read_text())
     assert manifest["finished"]
     assert sorted(path.name for path in out.iterdir()) == sorted(manifest["files"])
-    assert manifest["data"]["ledger"]["rows"] == {"in": 20, "used": 20, "dropped": {}}
+    ledger = json.loads((out / "ledger.json").read_text())
+    assert (ledger["rows_in"], ledger["rows_used"], ledger["rows_dropped"]) == (20, 20, {})
+    assert manifest["data"]["ledger"] == ledger
     model, tokenizer = AutoModelForCausalLM.from_pretrained(out), AutoTokenizer.from_pretrained(out)
     said = model.generate(**tokenizer("Say 1:", return_tensors="pt"), max_new_tokens=5, do_sample=False)
     assert said.shape[1] > tokenizer("Say 1:", return_tensors="pt")["input_ids"].shape[1]
@@ -65,10 +67,11 @@ def test_dpo_learns_and_its_output_loads_and_generates(model_directory: Path, pa
 
 def margin_of(loaded, pairs_file: Path, out: Path) -> float:
     """rewards/margins of the run's own held-out records, by the saved models."""
+    from softq.lm.tokenizer import load_tokenizer
     from softq.training.prepare import read_data
 
     settings, method, _ = build("dpo", settings_for(out, pairs_file, out))
-    data = read_data("dpo", settings, method, loaded)
+    data = read_data("dpo", settings, method, load_tokenizer(str(out)))
     batch = batch_of(data.held, range(len(data.held)), method)
     with torch.no_grad():
         scored = score(loaded.models, batch.tokens, (REF_LOGP,))

@@ -56,6 +56,10 @@ def batch_for(method: Method) -> Batch:
         columns["reward"] = torch.randn(8, generator=generator, dtype=torch.float64)
     if "weight" in method.columns:
         columns["weight"] = torch.tensor([1.0, 0.5, 2.0, 0.25], dtype=torch.float64)
+    if "margin" in method.columns:
+        columns["margin"] = torch.tensor([0.5, 0.0, 1.5, -0.25], dtype=torch.float64)
+    if "label_probability" in method.columns:
+        columns["label_probability"] = torch.tensor([0.9, 0.6, 1.0, 0.3], dtype=torch.float64)
     if "advantage" in method.columns:
         action = tokens.action
         columns["advantage"] = torch.randn(8, 1, generator=generator, dtype=torch.float64) * action

@@ -10,8 +10,11 @@ from difflib import get_close_matches
 from importlib import import_module
 from importlib.metadata import version
 
+from softq.cli.printable import printable
+
 VERBS = {
     "train": "train a policy from preferences or demonstrations",
+    "data": "read preference data: what becomes of every row and token; check it, convert it",
     "methods": "the training methods: paper, what they need, their settings",
     "demo": "see it work on a small generated world, without downloads",
 }
@@ -43,6 +46,9 @@ def _guarded(verb: str, words: list[str]) -> int:
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # whoever read our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except (ValueError, RuntimeError, OSError) as error:
         for kind in type(error).__mro__:
             if kind.__name__ in FAILURES:
@@ -51,7 +57,7 @@ def _guarded(verb: str, words: list[str]) -> int:
 
 
 def _fail(message: str, code: int) -> None:
-    print("softq: " + " ".join(message.split()), file=sys.stderr)
+    print("softq: " + printable(" ".join(message.split())), file=sys.stderr)
     sys.exit(code)
 
 

@@ -12,8 +12,8 @@ from softq.records import Method
 
 LEGEND = """
 takes    pairs: prompt, chosen, rejected. groups: prompt, completions, scores.
-         labels+mismatched: pairs, read as good and bad completions.
-         rows: pairs, of which the chosen completions are read.
+         labels+mismatched: prompt, completion, label; or pairs, as good and bad.
+         rows: prompt, completion, or messages; or of the others the best ones.
 reads    beside log π. What reads ref_… loads a reference: --reference, or the
          model as it starts.
 coupled  the gradient of a record depends on the others of its step.

@@ -5,7 +5,9 @@ from collections.abc import Iterable, Mapping
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
+from softq.cli.printable import printable
 from softq.training.run import Evaluated, Event, Note, Saved
 from softq.training.run import Progress as Stepped
 
@@ -53,7 +55,7 @@ class Show:
 
     def say(self, text: str) -> None:
         """One line, as it is: brackets in data are no markup."""
-        self.console.print(text, markup=False)
+        self.console.print(Text(printable(text)))
 
     def _left(self, event: Stepped) -> str:
         """The time left by the pace since the first step; a progress bar shows its own."""
@@ -74,4 +76,14 @@ def _line(metrics: Mapping[str, float], prefix: str = "") -> str:
             known = bool(family) and family == before
             parts.append(f"{' ' if known else '  '}{member if known else name} {metrics[prefix + name]:.4g}")
             before = family
-    return "".join(parts).strip()
+    return "".join([*parts, *_by_source(metrics, prefix)]).strip()
+
+
+def _by_source(metrics: Mapping[str, float], prefix: str) -> list[str]:
+    """The share of pairs that each source of data has right, where there are several."""
+    tail = "/rewards/accuracies"
+    sources = [
+        name for name in metrics if name.startswith(prefix) and name.endswith(tail) and name != prefix + tail[1:]
+    ]
+    parts = [f"{name.removeprefix(prefix).removesuffix(tail)} {metrics[name]:.4g}" for name in sources]
+    return [f"  accuracies by source: {', '.join(parts)}"] if parts else []

@@ -3,14 +3,14 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import accumulate
 from typing import NamedTuple
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from softq.data.formats import Dropped, Example
-from softq.data.rows import DataError, Unusable
+from softq.data.coding import Coded, Coder, Piece, asked, length
+from softq.data.example import Example
+from softq.data.rows import DataError, Dropped, Unusable, dropped
 from softq.data.templates import Script, Template
 from softq.data.vocabulary import Ids, Vocabulary
 
@@ -18,7 +18,7 @@ from softq.data.vocabulary import Ids, Vocabulary
 class Completion(NamedTuple):
     """A prompt and one completion of it, up to the completion's end."""
 
-    ids: np.ndarray  # int64 [n]
+    ids: np.ndarray  # int [n]
     action: np.ndarray  # bool [n-1]; action[t] speaks of ids[t+1]: True where the policy chose it, also its end token
     ended: bool  # False: cut at a length limit
 
@@ -27,9 +27,9 @@ class Encoded(NamedTuple):
     """One data record in tokens. Its completions begin with the same prompt ids."""
 
     where: str
-    completions: tuple[Completion, ...]  # (chosen, rejected), or K
-    scores: tuple[float, ...] | None
-    columns: Mapping[str, float]
+    completions: tuple[Completion, ...]  # (chosen, rejected), or K, or one; a bare prompt is one without an action
+    columns: Mapping[str, tuple[float, ...]] = {}  # one number, or one per completion
+    source: int | None = None  # which source of data it is from, where there are several
 
 
 class Account(NamedTuple):
@@ -43,26 +43,13 @@ class Account(NamedTuple):
     shared: int = 0  # how many of these repeat the prompt of the first completion
     merged: bool = False  # a token would have straddled a boundary
     template_end: int | None = None  # the template's own end token, where the end ids lack it
-
-
-class _Coded(NamedTuple):
-    """One completion in tokens, before it is known whether the record can be used."""
-
-    ids: Ids = ()
-    chosen: tuple[bool, ...] = ()  # per id
-    read: int = 0
-    tail: int = 0
-    merged: bool = False
-    template_end: int | None = None
-    fault: str | None = None
-
-
-class _Turn(NamedTuple):
-    """What stands before some words, and the words; the last turn is the template's tail and has no words."""
-
-    context: Ids
-    words: Ids
-    merged: bool
+    completions: int = 0
+    bos: bool = False  # the tokenizer puts one in front of a text
+    one_bos: int = 0  # completions that begin with exactly one
+    finished: int = 0  # completions that end with their only end token
+    spelled: bool = False  # the data's own text spells a special token
+    longest: int = 0  # ids of the longest completion with its prompt
+    compared: bool = False  # with the tokenizer's own ids of the whole text, and equal
 
 
 @dataclass(frozen=True)
@@ -73,117 +60,176 @@ class Encoder:
     end_ids: frozenset[int]  # the generation config's; the tokenizer's EOS is always one of them
     max_length: int  # of prompt and completion, in tokens
     chat_template: str | None = None  # Jinja; None: the tokenizer's own
+    keep: bool = False  # cut what is too long, rather than drop it
 
     def encode(self, example: Example) -> tuple[Encoded | Dropped, Account]:
         """The record in tokens, or why it is dropped; and the account of its tokens."""
+        return self.encode_all([example])[0]
+
+    def encode_all(self, examples: Sequence[Example]) -> list[tuple[Encoded | Dropped, Account]]:
+        """Each example by itself; together only because a tokenizer is faster on many texts at once."""
+        scripts = [self._tried(example) for example in examples]
+        known = [those for those in scripts if isinstance(those, list)]
+        self.vocabulary.learn(dict.fromkeys(text for those in known for script in those for text in asked(script)))
+        return [self._encoded(example, those) for example, those in zip(examples, scripts, strict=True)]
+
+    def explain(self, example: Example) -> list[Coded]:
+        """Each completion in pieces: which ids have which fate, and who put them there. Raises Unusable."""
+        return self._coded(example, self._scripts(example))
+
+    def check_whole(self, example: Example) -> None:
+        """Compare the ids with those of the whole text by the tokenizer's own methods; DataError where they differ.
+
+        Completions that a boundary was cut in, and our own BOS and EOS, may differ and do not count.
+        """
+        for n, coded in enumerate(self.explain(example)):
+            ours = tuple(i for piece in coded.pieces if piece.by not in ("tokenizer", "softq") for i in piece.ids)
+            theirs = self._whole(example, n)
+            if ours != theirs and not coded.merged:
+                at = next((i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), len(ours))
+                raise DataError(
+                    f"{example.where}: completion {n} differs from the tokenizer's own ids of the whole text at token {at}; "
+                    "this tokenizer gives a text other ids in parts; please report it"
+                )
+
+    @cached_property
+    def vocabulary(self) -> Vocabulary:
+        """The tokenizer as the encoder needs it."""
+        return Vocabulary(self.tokenizer)
+
+    def _tried(self, example: Example) -> list[Script] | Unusable:
         try:
             scripts = self._scripts(example)
-            prompt = self._vocabulary.ids(scripts[0].prompt)
-            if isinstance(example.prompt, str) and prompt[: len(self._vocabulary.bos)] != self._vocabulary.bos:
-                prompt = self._vocabulary.bos + prompt
-            coded = [self._code(script, prompt, example.where) for script in scripts]
+            if not self.keep:
+                self.vocabulary.check_size(max(map(length, scripts)), self.max_length)
+            return scripts
         except Unusable as error:
-            return Dropped(example.where, str(error)), Account()
-        account = _account(coded, len(prompt))
-        reason = self._reason(prompt, coded)
-        if reason is not None:
-            return Dropped(example.where, reason), account
-        completions = tuple(
-            Completion(np.array(c.ids, np.int64), np.array(c.chosen[1:], np.bool_), True) for c in coded
-        )
-        return Encoded(example.where, completions, example.scores, example.columns), account
+            return error
+
+    def _encoded(self, example: Example, scripts: list[Script] | Unusable) -> tuple[Encoded | Dropped, Account]:
+        try:
+            if isinstance(scripts, Unusable):
+                raise scripts
+            coded = self._coded(example, scripts)
+        except Unusable as error:
+            return dropped(example.where, error, _row(example)), Account()
+        account = self._account(example, coded)
+        fault = self._fault(coded)
+        if fault is not None:
+            return dropped(example.where, fault, _row(example)), account
+        completions = [Completion(np.array(c.ids, np.int64), np.array(c.chosen[1:], np.bool_), c.ended) for c in coded]
+        return Encoded(example.where, tuple(completions), example.columns), account
+
+    def _coded(self, example: Example, scripts: Sequence[Script]) -> list[Coded]:
+        text, prompt = isinstance(example.prompt, str), self.vocabulary.ids(scripts[0].prompt)
+        start = prompt or self.vocabulary.ids("".join(scripts[0].said))  # a text alone may bring its BOS itself
+        bos = self.vocabulary.missing_bos(start) if text else ()
+        pieces = Piece(bos, "context", "tokenizer"), Piece(prompt, "context", "text" if text else "template")
+        head = tuple(piece for piece in pieces if piece.ids)
+        alone = len(example.completions) == 1 and "label" not in example.columns
+        if not head and not alone:
+            raise Unusable("empty_prompt", FAULTS["empty_prompt"], "prompt")
+        if not example.completions:
+            return [Coded(head, len(bos + prompt))]
+        coded = [self._coder.code(script, head, example.where) for script in scripts]
+        return [c.cut(self.max_length) for c in coded] if self.keep else coded
 
     def _scripts(self, example: Example) -> list[Script]:
         if isinstance(example.prompt, str):
-            texts = [text for text in example.completions if isinstance(text, str)]
-            return [Script(example.prompt, (text,), ("", "")) for text in texts]
-        template = Template(self.tokenizer, self.chat_template, example.template_kwargs, example.where)
-        return template.scripts(example.prompt, [said for said in example.completions if not isinstance(said, str)])
+            return [Script(example.prompt, (text,), ("", "")) for text in _strings(example) or [""]]
+        return self._template(example).scripts(example.prompt, _answers(example))
 
-    def _reason(self, prompt: Ids, coded: Sequence[_Coded]) -> str | None:
-        reasons = {
-            "empty_prompt": not prompt,
-            **{c.fault: True for c in coded if c.fault is not None},
-            "equal_completions": len({(c.ids, c.chosen) for c in coded}) == 1,
-            "too_long": any(len(c.ids) > self.max_length for c in coded),
-        }
-        return next((reason for reason, holds in reasons.items() if holds), None)
+    def _template(self, example: Example) -> Template:
+        return Template(self.tokenizer, self.chat_template, example.template_kwargs, example.where)
 
-    def _code(self, script: Script, prompt: Ids, where: str) -> _Coded:
-        """prompt, context, words, context, words, ..., end: the ids of a script up to the end of its last words."""
-        *spoken, (tail, _, _) = turns = self._turns(script)
-        closing, template_end = self._closing(tail)
-        ends = self._ends if template_end is None else self._ends | {template_end}
-        if not closing and not _until(spoken[-1].words, ends):
-            if self._vocabulary.eos is None:
-                advice = "set its eos_token, or close each completion with an end token"
-                raise DataError(f"{where}: nothing ends the completion and the tokenizer has no EOS token; {advice}")
-            closing = (self._vocabulary.eos,)
-            tail = closing + tail
-        ids = prompt + spoken[0].context
-        chosen, rest = (False,) * len(ids), ()
-        for turn, following in zip(spoken, [*(turn.context for turn in spoken[1:]), tail], strict=True):
-            said = _until(turn.words, ends) or turn.words + (closing if following[: len(closing)] == closing else ())
-            ids, chosen = ids + rest + said, chosen + (False,) * len(rest) + (True,) * len(said)
-            rest = (turn.words + following)[len(said) :]
-        read = len(prompt) + len(tail) + sum(len(turn.context + turn.words) for turn in spoken)
-        fault = self._fault([turn.words for turn in spoken], ends)
-        return _Coded(ids, chosen, read, len(rest), any(turn.merged for turn in turns), template_end, fault)
+    def _whole(self, example: Example, n: int) -> Ids:
+        if isinstance(example.prompt, str):
+            return self.vocabulary.plain(example.prompt + ([*_strings(example), ""][n]))
+        answers = _answers(example)
+        said = answers[n] if answers else []
+        return self._template(example).tokens([*example.prompt, *said], generation=not answers)
 
-    def _turns(self, script: Script) -> list[_Turn]:
-        """The ids of each stretch of a script, each in the context of the text before it."""
-        pairs = list(zip(script.between, (*script.said, ""), strict=True))
-        befores = accumulate(("".join(pair) for pair in pairs[:-1]), initial=script.prompt)
-        turns = []
-        for before, (context, words) in zip(befores, pairs, strict=True):
-            ids, merged = self._vocabulary.after(before, context + words)
-            n = self._vocabulary.within(before, context, ids)
-            turns.append(_Turn(ids[:n], ids[n:], merged))
-        return turns
+    def _fault(self, coded: Sequence[Coded]) -> Unusable | None:
+        """Why a record can not be used; None where it can."""
+        fault = next((c.fault for c in coded if c.fault is not None), None)
+        if fault is not None:
+            return Unusable(fault, FAULTS[fault])
+        if len(coded) > 1 and len({(c.ids, c.chosen) for c in coded}) == 1:
+            if len({c.whole for c in coded}) == 1:
+                return Unusable("equal_completions", "the completions are the same tokens")
+            return Unusable("equal_after_cut", "the completions differ only behind the cut; raise max_length")
+        longest = max(len(c.ids) for c in coded)
+        if longest <= self.max_length:
+            return None
+        if any(True not in c.chosen[: self.max_length] for c in coded):
+            came = f"nothing of a completion begins within max_length, {self.max_length:,} tokens"
+            return Unusable("prompt_too_long", f"{came}; raise it")
+        came = f"{longest:,} tokens, and max_length is {self.max_length:,}"
+        return Unusable("too_long", f"{came}; raise it, or cut with truncate keep")
 
-    def _closing(self, tail: Ids) -> tuple[Ids, int | None]:
-        """The head of the tail that ends a completion, and its end token if the end ids lack it.
-
-        That is up to the first end id; without one, up to the last added token, which must be the template's own end.
-        """
-        found = _until(tail, self._ends)
-        added = [n for n, i in enumerate(tail) if i in self._vocabulary.added]
-        if found or not added:
-            return found, None
-        return tail[: added[-1] + 1], tail[added[-1]]
-
-    def _fault(self, words: Sequence[Ids], ends: frozenset[int]) -> str | None:
-        """Words that say nothing, or that go on after an end token."""
-        said = [_until(ids, ends) for ids in words]
-        rests = [[i for i in ids[len(until) :] if i not in ends] for ids, until in zip(words, said, strict=True)]
-        if any(until and self._vocabulary.text(rest).strip() for until, rest in zip(said, rests, strict=True)):
-            return "end_inside_completion"
-        blank = not any(self._vocabulary.text([i for i in ids if i not in ends]).strip() for ids in words)
-        return "empty_completion" if blank else None
+    def _account(self, example: Example, coded: Sequence[Coded]) -> Account:
+        ends = self._coder.ends | {c.template_end for c in coded if c.template_end is not None}
+        bos = self.vocabulary.bos
+        return Account(
+            read=sum(len(piece.ids) for c in coded for piece in c.pieces),
+            scored=sum(c.count("scored") for c in coded),
+            context=sum(c.count("context") for c in coded),
+            cut=sum(c.count("cut") for c in coded),
+            template_tail=sum(c.count("template_tail") for c in coded),
+            shared=coded[0].prompt * (len(coded) - 1),
+            merged=any(c.merged for c in coded),
+            template_end=next((c.template_end for c in coded if c.template_end is not None), None),
+            completions=len(coded),
+            bos=bool(bos),
+            one_bos=sum(c.ids[: len(bos)] == bos != c.ids[len(bos) : 2 * len(bos)] for c in coded) if bos else 0,
+            finished=sum(_finished(c, ends) for c in coded),
+            spelled=self.vocabulary.spelled(texts(example)),
+            longest=max(len(c.ids) for c in coded),
+        )
 
     @cached_property
-    def _vocabulary(self) -> Vocabulary:
-        return Vocabulary(self.tokenizer)
-
-    @cached_property
-    def _ends(self) -> frozenset[int]:
-        eos = self._vocabulary.eos
-        return self.end_ids if eos is None else self.end_ids | {eos}
+    def _coder(self) -> Coder:
+        eos = self.vocabulary.eos
+        return Coder(self.vocabulary, self.end_ids if eos is None else self.end_ids | {eos})
 
 
-def _account(coded: Sequence[_Coded], prompt: int) -> Account:
-    scored = sum(sum(c.chosen) for c in coded)
-    return Account(
-        read=sum(c.read for c in coded),
-        scored=scored,
-        context=sum(len(c.ids) for c in coded) - scored,
-        template_tail=sum(c.tail for c in coded),
-        shared=prompt * (len(coded) - 1),
-        merged=any(c.merged for c in coded),
-        template_end=next((c.template_end for c in coded if c.template_end is not None), None),
-    )
+FAULTS = {
+    "empty_prompt": "the prompt has no tokens; nothing could be chosen after it",
+    "empty_completion": "a completion says nothing",
+    "end_inside_completion": "a completion goes on behind an end token",
+}
+"""What is wrong with a completion in tokens."""
 
 
-def _until(ids: Ids, ends: frozenset[int]) -> Ids:
-    """The ids up to and including the first end; none where there is no end."""
-    return next((ids[: n + 1] for n, i in enumerate(ids) if i in ends), ())
+def texts(example: Example) -> list[str]:
+    """Every text that the data itself brings."""
+    parts = [example.prompt, *example.completions]
+    return [
+        text for part in parts for text in ([part] if isinstance(part, str) else [m["content"] or "" for m in part])
+    ]
+
+
+def _strings(example: Example) -> list[str]:
+    """The completions of a plain prompt; the steps of one answer stand below each other."""
+    said = [text for text in example.completions if isinstance(text, str)]
+    return ["\n".join(said)] if "step_label" in example.columns else said
+
+
+def _answers(example: Example) -> list[Sequence[Mapping[str, object]]]:
+    said = [text for text in example.completions if not isinstance(text, str)]
+    return [[message for text in said for message in text]] if "step_label" in example.columns else said
+
+
+def _finished(coded: Coded, ends: frozenset[int]) -> bool:
+    """Whether each stretch of the policy's words holds one end token, its last."""
+    stretches: list[Ids] = []
+    before = ""
+    for piece in coded.pieces:
+        if piece.part == "scored":
+            stretches = [*stretches[:-1], stretches[-1] + piece.ids] if before == "scored" else [*stretches, piece.ids]
+        before = piece.part
+    return bool(stretches) and all(sum(i in ends for i in ids) == 1 and ids[-1] in ends for ids in stretches)
+
+
+def _row(example: Example) -> dict[str, object]:
+    return {"prompt": example.prompt, "completions": list(example.completions)}

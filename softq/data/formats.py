@@ -1,229 +1,324 @@
-"""Rows to text: each known format of preference data, as a test of its shape and a parser into an `Example`."""
+"""The known formats of preference data: a name, a shape and a parser each; which one rows are in; their further fields."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from difflib import get_close_matches
+from itertools import pairwise
 from typing import Any, NamedTuple
 
-from softq.data.fields import Field, Text, form
-from softq.data.rows import DataError, Row
+from softq.data import parsers
+from softq.data.example import Example, Text
+from softq.data.fields import TRUTH, Field, form
+from softq.data.rows import DataError, Dropped, Row, Unusable, dropped
 from softq.records import COLUMNS
 
-USER, ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
 OPTIONS = ("chat_template_kwargs", "tools")
-
-
-class Example(NamedTuple):
-    """One data record as text: a prompt and its completions, all strings or all lists of messages."""
-
-    where: str
-    prompt: Text
-    completions: tuple[Text, ...]  # pairs: (chosen, rejected); groups: K of them
-    scores: tuple[float, ...] | None = None  # groups only
-    template_kwargs: Mapping[str, Any] = {}  # the row's chat_template_kwargs, and its tools under "tools"
-    columns: Mapping[str, float] = {}  # the record's numbers that the method reads
-    other: tuple[str, ...] = ()  # names of further fields, which nobody reads
-
-
-class Dropped(NamedTuple):
-    """A row that is not used, and why, in one word."""
-
-    where: str
-    reason: str
+LOOKED = 100  # rows that may be bad before one shows the format
 
 
 class Format(NamedTuple):
     """A named shape of rows."""
 
-    kind: str  # "pairs" or "groups"
-    fields: tuple[str, ...]
-    shape: str  # what the fields hold, for messages
-    matches: Callable[[Mapping[str, Any]], bool]
-    parse: Callable[[Mapping[str, Any], str], Example | Dropped]
+    kind: str  # "pairs", "groups", "labels", "rows" (demonstrations), "prompts" or "steps"
+    fields: tuple[str, ...]  # what the parser reads; all of `marks` and perhaps more
+    marks: tuple[str, ...]  # fields that a row of this format has
+    parse: Callable[[Field], Example]
+    fits: Callable[[Mapping[str, Any]], bool] = lambda row: True  # beyond the names
+    renamed: Mapping[str, str] = {}  # the parser's name -> the row's
 
 
-def detect(row: Mapping[str, Any], where: str) -> str:
-    """The name of the format that a row is in."""
-    found = next((name for name, format in FORMATS.items() if format.matches(row)), None)
-    if found is None:
-        known = "; ".join(f"{name}: {format.shape}" for name, format in FORMATS.items())
-        came = ", ".join(row) or "none"
-        raise DataError(f"{where}: unknown format; the fields are {came}; rename them to fit one of: {known}")
-    return found
+def _judged(row: Mapping[str, Any]) -> bool:
+    """Whether it says good or bad; a label that is a word for neither is the name of a class."""
+    label = row.get("label")
+    return "kto_tag" in row or ("label" in row and (not isinstance(label, str) or label.lower() in TRUTH))
 
 
-def parse_rows(
-    rows: Iterable[Row], format: str, *, reads: Sequence[str] = (), method: str = "this method"
-) -> Iterator[Example | Dropped]:
-    """Rows of one format as text, each in the shape of the first; `reads` are the columns that the method reads."""
-    if format not in FORMATS:
-        raise DataError(f"format '{format}' is unknown; expected one of {', '.join(FORMATS)}")
-    first: Example | None = None
-    for where, row in rows:
-        _check_format(row, where, format)
-        parsed = FORMATS[format].parse(row, where)
-        if isinstance(parsed, Example):
-            extra = [name for name in row if name not in FORMATS[format].fields]
-            parsed = _with_extra(parsed, Field(where, "", row), extra, reads, method)
-            first = first or parsed
-            _check_alike(parsed, first)
-        yield parsed
+def _dialogues(row: Mapping[str, Any]) -> bool:
+    return all(isinstance(row[name], str) and parsers.ASSISTANT in row[name] for name in ("chosen", "rejected"))
 
 
-def _preference(row: Mapping[str, Any], where: str) -> Example | Dropped:
-    fields = Field(where, "", row)
-    if isinstance(row.get("prompt"), str) and isinstance(row.get("chosen"), list):
-        return _repeated_prompt(row, where)
-    prompt = fields.member("prompt").prompt()
-    chosen, rejected = (fields.member(name).completion(prompt) for name in ("chosen", "rejected"))
-    return Dropped(where, "empty_prompt") if prompt == [] else Example(where, prompt, (chosen, rejected))
+def _unprompted(row: Mapping[str, Any]) -> bool:
+    """No field beside chosen and rejected holds what may be the prompt; messages bring their own."""
+    return not isinstance(row["chosen"], str) or not any(name in row for name in CALLED["prompt"])
 
 
-def _repeated_prompt(row: Mapping[str, Any], where: str) -> Example | Dropped:
-    """`prompt` is a string beside whole dialogues that begin with it, as UltraFeedback ships them."""
-    parsed = _implicit(row, where)
-    shared = [] if isinstance(parsed, Dropped) else row["chosen"][: len(parsed.prompt)]
-    if row["prompt"] not in [message.get("content") for message in shared]:
-        expected = "a string, as the prompt is, or a dialogue that begins with it"
-        raise Field(where, "chosen", row["chosen"]).wrong(expected)
-    return parsed
+CALLED = {
+    "prompt": ("question", "query", "instruction", "input", "context", "problem", "user"),
+    "chosen": ("preferred", "winner", "better", "accepted", "chosen_response", "response_chosen"),
+    "rejected": ("dispreferred", "loser", "worse", "rejected_response", "response_rejected"),
+    "completion": ("response", "answer", "output", "generation"),
+    "completions": ("responses", "answers", "generations"),
+    "scores": ("rewards", "ratings"),
+    "kto_tag": ("label",),
+}
+"""What others call our fields: only to advise, never to assume."""
 
-
-def _implicit(row: Mapping[str, Any], where: str) -> Example | Dropped:
-    """The prompt is the messages with which both dialogues begin; a completion keeps at least one message."""
-    fields = Field(where, "", row)
-    chosen, rejected = (fields.member(name).messages() for name in ("chosen", "rejected"))
-    most = min(len(chosen), len(rejected)) - 1
-    shared = next((i for i in range(most) if chosen[i] != rejected[i]), most)
-    if shared == 0:
-        return Dropped(where, "no_shared_prompt")
-    return Example(where, chosen[:shared], (chosen[shared:], rejected[shared:]))
-
-
-def _hh(row: Mapping[str, Any], where: str) -> Example | Dropped:
-    """The prompt is everything up to and including the last assistant mark before which both dialogues agree."""
-    fields = Field(where, "", row)
-    chosen, rejected = (fields.member(name).string() for name in ("chosen", "rejected"))
-    turns = chosen.split(ASSISTANT)
-    heads = [ASSISTANT.join(turns[:n]) + ASSISTANT for n in range(1, len(turns))]
-    prompt = next((head for head in reversed(heads) if rejected.startswith(head)), None)
-    if prompt is None:
-        return Dropped(where, "no_shared_prompt")
-    completions = chosen[len(prompt) :], rejected[len(prompt) :]
-    if any(USER in completion for completion in completions):
-        return Dropped(where, "later_user_turn")
-    return Example(where, prompt, completions)
-
-
-def _sharegpt(row: Mapping[str, Any], where: str) -> Example | Dropped:
-    fields = Field(where, "", row)
-    prompt = [turn.said() for turn in fields.member("conversations").items("a list of messages")]
-    answers = [fields.member(name) for name in ("chosen", "rejected")]
-    for answer in answers:
-        if answer.said()["role"] != "assistant":
-            came = f"field '{answer.name}.from' is {answer.value['from']!r}"
-            raise DataError(f"{where}: {came}; expected 'gpt' or 'assistant'")
-    completions = tuple([answer.said()] for answer in answers)
-    return Example(where, prompt, completions) if prompt else Dropped(where, "empty_prompt")
-
-
-def _groups(row: Mapping[str, Any], where: str) -> Example | Dropped:
-    fields = Field(where, "", row)
-    prompt = fields.member("prompt").prompt()
-    completions = tuple(item.completion(prompt) for item in fields.member("completions").items("a list of completions"))
-    scores = tuple(item.number() for item in fields.member("scores").items("a list of numbers"))
-    if len(completions) < 2 or len(scores) != len(completions):
-        came = f"{len(completions)} completions and {len(scores)} scores"
-        raise DataError(f"{where}: {came}; expected two completions or more and one score for each")
-    return Dropped(where, "empty_prompt") if prompt == [] else Example(where, prompt, completions, scores)
-
-
-def _dialogues(row: Mapping[str, Any], of: type) -> bool:
-    bare = "prompt" not in row and "conversations" not in row
-    return bare and all(isinstance(row.get(name), of) for name in ("chosen", "rejected"))
-
+_ALPACA = ("instruction", "input", "system", "history")
+_TALK = ("conversations", "messages", "system")
 
 FORMATS: dict[str, Format] = {
-    "preference": Format(
-        "pairs",
-        ("prompt", "chosen", "rejected"),
-        "prompt, chosen and rejected, as strings or as messages",
-        lambda row: {"prompt", "chosen", "rejected"} <= row.keys(),
-        _preference,
+    "preference": Format("pairs", ("prompt", "chosen", "rejected"), ("prompt", "chosen", "rejected"), parsers.preference),
+    "sharegpt": Format("pairs", (*_TALK, "chosen", "rejected"), ("conversations", "chosen", "rejected"), parsers.sharegpt),
+    "alpaca": Format("pairs", (*_ALPACA, "chosen", "rejected"), ("instruction", "chosen", "rejected"), parsers.alpaca),
+    "openrlhf": Format(
+        "pairs", ("input", "chosen", "rejected"), ("input", "chosen", "rejected"), parsers.preference,
+        renamed={"prompt": "input"},
     ),
-    "implicit": Format(
-        "pairs",
-        ("chosen", "rejected"),
-        "chosen and rejected, lists of messages that begin alike",
-        lambda row: _dialogues(row, list),
-        _implicit,
-    ),
-    "hh": Format(
-        "pairs",
-        ("chosen", "rejected"),
-        r"chosen and rejected, texts with '\n\nHuman:' and '\n\nAssistant:' turns",
-        lambda row: _dialogues(row, str) and ASSISTANT in row["chosen"] and ASSISTANT in row["rejected"],
-        _hh,
-    ),
-    "sharegpt": Format(
-        "pairs",
-        ("conversations", "chosen", "rejected"),
-        "conversations, chosen and rejected, messages with 'from' and 'value'",
-        lambda row: {"conversations", "chosen", "rejected"} <= row.keys(),
-        _sharegpt,
-    ),
+    "hh": Format("pairs", ("chosen", "rejected"), ("chosen", "rejected"), parsers.hh, _dialogues),
+    "implicit": Format("pairs", ("chosen", "rejected"), ("chosen", "rejected"), parsers.implicit, _unprompted),
     "groups": Format(
-        "groups",
-        ("prompt", "completions", "scores"),
-        "prompt, a list of completions and a list of scores",
-        lambda row: {"prompt", "completions", "scores"} <= row.keys(),
-        _groups,
+        "groups", ("prompt", "completions", "scores"), ("prompt", "completions", "scores"), parsers.groups
     ),
-}
-"""Tried in this order: the first that matches the first row is the format of the data."""
+    "ultrafeedback": Format(
+        "groups", ("instruction", "completions"), ("instruction", "completions"), parsers.ultrafeedback
+    ),
+    "stepwise": Format(
+        "steps", ("prompt", "completions", "labels"), ("prompt", "completions", "labels"), parsers.stepwise
+    ),
+    "unpaired": Format(
+        "labels", ("prompt", "completion", "label"), ("prompt", "completion", "label"), parsers.unpaired
+    ),
+    "openrlhf-kto": Format(
+        "labels", ("input", "output", "label"), ("input", "output", "label"), parsers.unpaired,
+        lambda row: "instruction" not in row, {"prompt": "input", "completion": "output"},
+    ),
+    "alpaca-kto": Format(
+        "labels", (*_ALPACA, "output", "kto_tag"), ("instruction", "output", "kto_tag"), parsers.alpaca_label
+    ),
+    "sharegpt-kto": Format(
+        "labels", (*_TALK, "kto_tag", "label"), (), parsers.sharegpt_label,
+        lambda row: _judged(row) and ("conversations" in row or "messages" in row),
+    ),
+    "alpaca-sft": Format("rows", (*_ALPACA, "output"), ("instruction", "output"), parsers.alpaca_answer),
+    "openrlhf-sft": Format(
+        "rows", ("input", "output"), ("input", "output"), parsers.demonstration,
+        renamed={"prompt": "input", "completion": "output"},
+    ),
+    "prompt-completion": Format("rows", ("prompt", "completion"), ("prompt", "completion"), parsers.demonstration),
+    "language-modeling": Format(
+        "rows", ("text", *_TALK), (), parsers.conversation,
+        lambda row: any(name in row for name in ("text", "messages", "conversations")),
+    ),
+    "prompt-only": Format("prompts", ("prompt",), ("prompt",), parsers.prompt_only),
+}  # fmt: skip
+"""Tried in this order: the first that fits a row is its format. TRL's data set types under TRL's names, and others'."""
+
+EACH = {"ref_logps"}  # columns of a file with one number per completion; the others have one per record
+SPELLED = {"ref_logps": ("ref_logps", "reference_logps", "ref_chosen_logps", "ref_rejected_logps")}
 
 
-def _check_format(row: Mapping[str, Any], where: str, format: str) -> None:
-    """A row that is plainly in another format is refused by name; the rest is left to the parser and its messages."""
-    if FORMATS[format].matches(row):
-        return
-    found = next((name for name, other in FORMATS.items() if other.matches(row)), None)
-    if found is not None:
-        expected = f"'{format}' ({FORMATS[format].shape}) as in the rows before"
-        raise DataError(f"{where}: the row is in format '{found}'; expected {expected}; split the data")
+class Reading(NamedTuple):
+    """How rows are to be read."""
+
+    format: str | None = None  # None: detected
+    rename: Mapping[str, str] = {}  # our name -> the file's
+    reads: Sequence[str] | None = None  # the columns that are read; None: every one that is known
+    reader: str = "this method"  # who reads them, for messages
+    forced: bool = False  # the format is the user's word: no row is told that it is in another
 
 
-def _check_alike(example: Example, first: Example) -> None:
-    here, there = form(example.prompt), form(first.prompt)
-    if here != there:
-        raise DataError(f"{example.where}: the prompt is {here}; expected {there} as in {first.where}; split the data")
-    for name in sorted(set(example.columns) ^ set(first.columns)):
-        missing, has = (example, first) if name in first.columns else (first, example)
-        came = f"field '{name}' is missing, but {has.where} has it"
-        raise DataError(f"{missing.where}: {came}; give it in every row or in none")
+def detect(row: Mapping[str, Any]) -> str | None:
+    """The name of the format that a row is in."""
+    return next((name for name, format in FORMATS.items() if _matches(format, row)), None)
 
 
-def _with_extra(example: Example, fields: Field, extra: Sequence[str], reads: Sequence[str], method: str) -> Example:
-    """The example with the fields beside its texts: template options, columns that are read, names of the others."""
+def parse_rows(rows: Iterable[Row | Dropped], reading: Reading) -> tuple[str, Iterator[Example | Dropped]]:
+    """The format of the rows, and each of them as text in the shape of the first; bad ones are dropped by name."""
+    rows = (_renamed(row, reading.rename) for row in rows)
+    if reading.format is not None:
+        return known(reading.format), _parsed(rows, reading._replace(format=known(reading.format), forced=True))
+    rows, looked = iter(rows), []
+    for row in rows:
+        looked.append(row)
+        found = detect(row.value) if isinstance(row, Row) else None
+        if found is not None and isinstance(row, Row):
+            _check_meant(row, found)
+            return found, _parsed(_chained(looked, rows), reading._replace(format=found))
+        if len(looked) == LOOKED:
+            break
+    raise _undetected(looked)
+
+
+def known(format: str) -> str:
+    """The name of a format, checked; underscores are as good as hyphens."""
+    name = format.replace("_", "-")
+    if name not in FORMATS:
+        of_kind = [other for other, format in FORMATS.items() if format.kind == name]
+        near = get_close_matches(name, of_kind or FORMATS, n=1)
+        advice = f"did you mean {near[0]}?" if near else f"expected one of {', '.join(of_kind or FORMATS)}"
+        raise ValueError(f"format '{format}' is unknown; {advice}")
+    return name
+
+
+def renames(pairs: Sequence[str]) -> dict[str, str]:
+    """ours=theirs -> {ours: theirs}."""
+    bad = next((pair for pair in pairs if not all(pair.partition("="))), None)
+    if bad is not None:
+        raise ValueError(f"--rename {bad!r} is not valid: expected OURS=THEIRS, such as prompt=question")
+    return {ours: theirs for ours, _, theirs in (pair.partition("=") for pair in pairs)}
+
+
+def _matches(format: Format, row: Mapping[str, Any]) -> bool:
+    return all(mark in row for mark in format.marks) and format.fits(row)
+
+
+def _chained(looked: list[Row | Dropped], rows: Iterator[Row | Dropped]) -> Iterator[Row | Dropped]:
+    yield from looked
+    yield from rows
+
+
+def _parsed(rows: Iterable[Row | Dropped], reading: Reading) -> Iterator[Example | Dropped]:
+    first: Example | None = None
+    for row in rows:
+        if isinstance(row, Dropped):
+            yield row
+            continue
+        try:
+            example = _example(row, reading)
+            first = first or example
+            _check_alike(example, first)
+        except Unusable as error:
+            yield dropped(row.where, error, row.value)
+            continue
+        yield example
+
+
+def _example(row: Row, reading: Reading) -> Example:
+    format = FORMATS[reading.format or ""]
+    other = None if reading.forced or _matches(format, row.value) else detect(row.value)
+    if other is not None and other != reading.format and not _poorer(FORMATS[other], format):
+        raise Unusable("mixed_format", f"the row is in format '{other}'; expected '{reading.format}'; split the data")
+    value = row.value
+    if format.renamed:
+        value = {**value, **{ours: value[theirs] for ours, theirs in format.renamed.items() if theirs in value}}
+    example = format.parse(Field("", value))._replace(where=row.where)
+    _check_said(example)
+    return _with_extra(example, format, Field("", row.value), reading)
+
+
+def _poorer(other: Format, format: Format) -> bool:
+    """Whether a row that fits the other format only lacks a field: a preference without `rejected` is no bare prompt."""
+    return other.kind != format.kind and set(other.marks) < set(format.marks)
+
+
+def _check_said(example: Example) -> None:
+    """Each completion says something, and not all say the same."""
+    if any(_blank(completion) for completion in example.completions):
+        raise Unusable("empty_completion", "a completion says nothing")
+    several = len(example.completions) > 1 and "step_label" not in example.columns
+    if several and all(one == other for one, other in pairwise(example.completions)):
+        raise Unusable("equal_completions", "the completions are the same text")
+
+
+def _blank(completion: Text) -> bool:
+    if isinstance(completion, str):
+        return not completion.strip()
+    return not any(message.get("tool_calls") or (message["content"] or "").strip() for message in completion)
+
+
+def _with_extra(example: Example, format: Format, row: Field, reading: Reading) -> Example:
+    """The example with the fields beside its texts: template options, columns that are read, the others."""
+    fields = row.object()
     chat = not isinstance(example.prompt, str)
-    extra = [name for name in extra if not (chat and name in OPTIONS)]
-    for name in extra:
-        if name in COLUMNS and name not in reads:
-            advice = "remove it or rename it"
-            raise DataError(f"{fields.where}: column '{name}' is known but {method} does not read it; {advice}")
-    columns = {name: _column(fields.member(name)) for name in extra if name in reads}
-    other = tuple(name for name in extra if name not in reads)
-    return example._replace(template_kwargs=_options(fields) if chat else {}, columns=columns, other=other)
+    other = {name: value for name, value in fields.items() if name not in format.fields}
+    options = _options(row) if chat else {}
+    other = {name: value for name, value in other.items() if not (chat and name in OPTIONS)}
+    columns = dict(example.columns)
+    for name in (name for name, column in COLUMNS.items() if column.given):
+        spellings = [spelled for spelled in SPELLED.get(name, (name,)) if fields.get(spelled) is not None]
+        if spellings and reading.reads is not None and name not in reading.reads:
+            advice = f"remove it, or name it otherwise with --rename other={spellings[0]}"
+            came = f"column '{spellings[0]}' is known but {reading.reader} does not read it"
+            raise DataError(f"{example.where}: {came}; {advice}")
+        if spellings:
+            columns[name] = _column(name, [row.member(spelled) for spelled in spellings], example)
+        other = {key: value for key, value in other.items() if key not in SPELLED.get(name, (name,))}
+    return example._replace(template_kwargs=options, columns=columns, other=other)
 
 
-def _column(field: Field) -> float:
-    number = field.number()
-    if field.name == "weight" and number < 0:
-        raise DataError(f"{field.where}: field 'weight' is {number:g}; expected a number ≥ 0")
-    return number
+def _column(name: str, fields: list[Field], example: Example) -> tuple[float, ...]:
+    numbers = tuple(number for field in fields for number in field.numbers())
+    expected = len(example.completions) if name in EACH else 1
+    if len(numbers) != expected:
+        came = "1 number" if len(numbers) == 1 else f"{len(numbers)} numbers"
+        message = f"field '{fields[0].name}' holds {came}; expected {expected}"
+        raise Unusable("bad_type", message, fields[0].name)
+    low, high = {"weight": (0.0, None), "label_probability": (0.0, 1.0)}.get(name, (None, None))
+    if (low is not None and min(numbers) < low) or (high is not None and max(numbers) > high):
+        bounds = f"a number from {low:g} to {high:g}" if high is not None else f"a number ≥ {low:g}"
+        raise Unusable("bad_value", f"field '{fields[0].name}' is {numbers[0]:g}; expected {bounds}", fields[0].name)
+    return numbers
 
 
-def _options(fields: Field) -> Mapping[str, Any]:
+def _options(row: Field) -> Mapping[str, Any]:
     """What the row hands to the chat template; a null is as good as nothing."""
-    given = {name: fields.member(name) for name in OPTIONS if fields.value.get(name) is not None}
+    given = {name: row.member(name).parsed() for name in OPTIONS if row.object().get(name)}
     options = given["chat_template_kwargs"].object() if "chat_template_kwargs" in given else {}
     tools = [tool.value for tool in given["tools"].items("a list of tools")] if "tools" in given else []
     return {**options, "tools": tools} if tools else options
+
+
+def _check_alike(example: Example, first: Example) -> None:
+    """Every record is in the form of the first, and has the columns that it has."""
+    here, there = form(example.prompt), form(first.prompt)
+    if here != there:
+        raise Unusable(
+            "mixed_format", f"the prompt is {here}; expected {there} as in {first.where}; split the data", "prompt"
+        )
+    for name in sorted(set(example.columns) ^ set(first.columns)):
+        has, lacks = ("has", "has not") if name in example.columns else ("lacks", "has")
+        message = f"the row {has} field '{name}', which {first.where} {lacks}; give it in every row or in none"
+        raise Unusable("mixed_columns", message, name)
+
+
+def _renamed(row: Row | Dropped, rename: Mapping[str, str]) -> Row | Dropped:
+    """The row with the file's names exchanged for ours; one that a name of ours displaces is called 'displaced NAME'."""
+    if not rename or isinstance(row, Dropped):
+        return row
+    lost = next((ours for ours, theirs in rename.items() if theirs not in row.value and ours in row.value), None)
+    if lost is not None:  # to take the field that has our name would not be what was asked for
+        message = f"field '{rename[lost]}' is missing, which --rename takes as {lost}"
+        return dropped(row.where, Unusable("missing_field", message, rename[lost]), row.value)
+    taken = {ours: theirs for ours, theirs in rename.items() if theirs in row.value}
+    rest = {name: value for name, value in row.value.items() if name not in taken.values()}
+    kept = {f"displaced {name}" if name in taken else name: value for name, value in rest.items()}
+    return Row(row.where, {**kept, **{ours: row.value[theirs] for ours, theirs in taken.items()}})
+
+
+def _undetected(looked: list[Row | Dropped]) -> DataError:
+    """None of the first rows is in a known format: what they hold, and what may have been meant."""
+    first = next((row for row in looked if isinstance(row, Row)), looked[0])
+    if isinstance(first, Dropped):
+        return DataError(f"{first.where}: {first.message}; none of the first {len(looked)} rows can be read")
+    came = ", ".join(name[:40] for name in list(first.value)[:12]) or "none"
+    guess = _meant(first.value, FORMATS)
+    if guess:
+        return DataError(f"{first.where}: unknown format; the fields are {came}; did you mean --rename {guess}?")
+    shapes = "; ".join(f"{name}: {', '.join(format.marks)}" for name, format in FORMATS.items() if format.marks)
+    return DataError(
+        f"{first.where}: unknown format; the fields are {came}; --rename OURS=THEIRS to fit one of: {shapes}"
+    )
+
+
+def _check_meant(row: Row, found: str) -> None:
+    """Refuse a format that leaves fields aside which, but for their spelling, would make a richer one."""
+    earlier = list(FORMATS)[: list(FORMATS).index(found)]
+    richer = [name for name in earlier if set(FORMATS[name].marks) > set(FORMATS[found].marks)]
+    guess = _meant(row.value, richer)
+    if guess:
+        raise DataError(f"{row.where}: did you mean --rename {guess}? If not, force --format {found}")
+
+
+def _meant(row: Mapping[str, Any], names: Iterable[str]) -> str:
+    """The renames that make the row fit a format: each missing field has one that is spelled like it, or is its synonym."""
+    for format in (FORMATS[name] for name in names):
+        missing = [mark for mark in format.marks if mark not in row]
+        free = [name for name in row if name not in format.marks]
+        near = {mark: _alike(mark, free) for mark in missing}
+        if missing and all(near.values()):
+            return " ".join(f"{mark}={name}" for mark, name in near.items())
+    return ""
+
+
+def _alike(mark: str, names: list[str]) -> str:
+    near = get_close_matches(mark, names, n=1, cutoff=0.75)
+    return next((name for name in (*near, *names) if name in near or name in CALLED.get(mark, ())), "")

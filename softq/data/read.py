@@ -1,69 +1,157 @@
-"""Preference files to a `Dataset`: rows -> formats -> encode -> ledger."""
+"""Preference data to a `Dataset`: rows -> formats -> encode -> ledger, kept on disk by content."""
 
+import hashlib
+import json
 import os
-from collections.abc import Iterable, Sequence
-from itertools import chain
+import re
+import shutil
+import tempfile
+import weakref
+from collections.abc import Iterable, Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
-from softq.data.encode import Account, Encoded, Encoder
-from softq.data.formats import FORMATS, Dropped, Example, detect, parse_rows
-from softq.data.ledger import Ledger
-from softq.data.rows import DataError, read_rows
+from softq.data.encode import Encoder
+from softq.data.formats import Reading
+from softq.data.ledger import Ledger, place
+from softq.data.rows import DataError, Dropped
+from softq.data.sources import DataSource, Given, opened, sources
+from softq.data.store import Records, Store, whole
+from softq.data.stream import stream
 from softq.data.templates import CHATML
 
+_COMMIT = re.compile("[0-9a-f]{40}")
 SHOWN = 12  # ids on each side of a boundary
+DROPPED, MERGED = "dropped.jsonl", "merged.jsonl"
+LISTED = 100  # other fields that are named
 
 
 class Dataset(NamedTuple):
     """Preference data in tokens, and the account of it."""
 
-    kind: str  # "pairs" or "groups"
-    format: str  # a name of FORMATS
-    records: list[Encoded]
+    kind: str  # as in formats.Format: "pairs", "groups", "labels", "rows", ...
+    formats: tuple[str, ...]  # of each source, a name of FORMATS
+    sources: tuple[DataSource, ...]
+    records: Records
     ledger: Ledger
     template_ends: frozenset[int]  # what the template ends answers with, where the end ids lack it
     other_columns: tuple[str, ...]  # fields that nobody reads
+    directory: Path  # holds dropped.jsonl and, where a boundary was cut, merged.jsonl
+    cached: bool = False  # nothing was encoded: an earlier run did
+    fingerprint: str = ""  # of the data's content and of everything that its encoding depends on
 
 
 def read(
-    paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
+    given: Given | Iterable[Given],
     tokenizer: PreTrainedTokenizerBase,
     *,
     end_ids: Iterable[int] | None = None,
     max_length: int = 1024,
+    truncate: str = "drop",
     format: str | None = None,
+    rename: Mapping[str, str] | None = None,
     chat_template: str | os.PathLike[str] | None = None,
     reads: Sequence[str] = (),
     method: str = "this method",
+    cache: str | os.PathLike[str] | None = None,
 ) -> Dataset:
-    """The records of one or more files of one format, in order.
+    """The records of one or more sources (see `DataSource`) of one kind, in order.
 
     `end_ids` are the generation config's end tokens (the tokenizer's EOS is always one), `chat_template` is "chatml" or
-    a Jinja file (None: the tokenizer's own), `reads` are the columns that `method` reads.
+    a Jinja file (None: the tokenizer's own), `reads` are the columns that `method` reads. `truncate` says what becomes
+    of a record that is longer than `max_length`: "drop" or "keep", which cuts it. `rename` gives our names for the
+    file's fields. With a directory `cache`, encoded data is found there again by the content of the files.
     """
-    files = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
-    encoder = Encoder(tokenizer, frozenset(end_ids or ()), max_length, template(chat_template))
-    rows = chain.from_iterable(read_rows(file) for file in files)
-    first = next(rows, None)
-    if first is None:
-        raise DataError("no data file was given; name one")
-    name = format or detect(first.value, first.where)
-    ledger, records, ends, other = Ledger(), [], set(), {}
-    for parsed in parse_rows(chain([first], rows), name, reads=reads, method=method):
-        result, account = encoder.encode(parsed) if isinstance(parsed, Example) else (parsed, Account())
-        ledger.add(result, account)
-        records += [] if isinstance(result, Dropped) else [result]
-        ends |= {account.template_end} - {None}
-        other |= dict.fromkeys(parsed.other if isinstance(parsed, Example) else ())
-    ledger.check()
-    if not records:
-        counts = ", ".join(f"{len(where)} {reason}" for reason, where in ledger.dropped.items())
-        names = ", ".join(str(file) for file in files)
-        raise DataError(f"{names}: all {ledger.rows} rows were dropped: {counts}; nothing is left to read")
-    return Dataset(FORMATS[name].kind, name, records, ledger, frozenset(ends), tuple(other))
+    if truncate not in ("drop", "keep"):
+        raise ValueError(f"truncate is {truncate!r}; expected drop or keep")
+    of = sources(given)
+    reading = Reading(format, rename or {}, tuple(reads), method)
+    encoder = Encoder(tokenizer, frozenset(end_ids or ()), max_length, template(chat_template), truncate == "keep")
+    fingerprint = _fingerprint(of, reading, encoder)
+    kept = fingerprint is not None and cache is not None
+    home = Path(cache) if cache is not None else Path(tempfile.gettempdir())
+    home.mkdir(parents=True, exist_ok=True)
+    directory = (
+        home / fingerprint if kept and fingerprint else Path(tempfile.mkdtemp(prefix=".softq-", dir=home)) / "data"
+    )
+    meta = whole(directory) if kept else None
+    cached = meta is not None
+    try:
+        meta = meta or _encode(of, reading, encoder, directory)
+    except BaseException:
+        if not kept:
+            shutil.rmtree(directory.parent, ignore_errors=True)
+        raise
+    dataset = Dataset(
+        meta["kind"],
+        tuple(meta["formats"]),
+        of,
+        Records(directory),
+        Ledger.of(meta["ledger"]),
+        frozenset(meta["template_ends"]),
+        tuple(meta["other_columns"]),
+        directory,
+        cached,
+        fingerprint or "",
+    )
+    if not kept:
+        weakref.finalize(dataset.records, shutil.rmtree, directory.parent, ignore_errors=True)
+    return dataset
+
+
+def _encode(of: Sequence[DataSource], reading: Reading, encoder: Encoder, directory: Path) -> Mapping[str, Any]:
+    """Read and encode everything into a store at `directory`; what is said of it."""
+    kind, formats, items = stream(of, reading, encoder)
+    ledger, ends, other, first = Ledger(), set(), {}, None
+    with Store(directory) as store:
+        for number, example, record, account in items:
+            ledger.enter(of[number].name, example, account)
+            ends |= {account.template_end} - {None}
+            if isinstance(example, Dropped):
+                first = first or example
+                store.line(DROPPED, dropped_line(example))
+                continue
+            if account.merged:
+                store.line(MERGED, dict(zip(("file", "row"), place(example.where), strict=True)))
+            other |= dict.fromkeys(example.other) if len(other) < LISTED else {}
+            assert record is not None
+            store.add(record)
+        ledger.close()
+        check_any(ledger, first)
+        said = {
+            "kind": kind,
+            "formats": formats,
+            "ledger": ledger.as_dict(),
+            "template_ends": sorted(ends),
+            "other_columns": list(other),
+        }
+        store.finish(said)
+    return said
+
+
+def check_any(ledger: Ledger, first: Dropped | None) -> None:
+    """DataError where no row is left."""
+    if ledger.used == 0 and first is not None:
+        counts = ", ".join(f"{count} {reason}" for reason, count in ledger.dropped.items())
+        told = f"{first.where}: {first.message or first.reason}"
+        rows = f"all {ledger.rows:,} rows were" if ledger.rows > 1 else "the only row was"
+        raise DataError(f"{rows} dropped ({counts}), the first because {told}")
+
+
+def dropped_line(row: Dropped) -> dict[str, Any]:
+    """A dropped row as a line of dropped.jsonl."""
+    file, number = place(row.where)
+    named = {"field": row.field, "reason": row.reason, "message": row.message, "excerpt": row.excerpt}
+    return {"file": file, "row": number, **named}
+
+
+def cache_directory() -> Path:
+    """Where encoded data is kept: $SOFTQ_CACHE, or softq in the user's cache directory."""
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("SOFTQ_CACHE") or Path(home) / "softq")
 
 
 def template(name: str | os.PathLike[str] | None) -> str | None:
@@ -74,7 +162,7 @@ def template(name: str | os.PathLike[str] | None) -> str | None:
         return Path(name).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
-        raise DataError(f"{name}: the chat template can not be read ({reason}); give a Jinja file or chatml") from error
+        raise ValueError(f"--chat-template {name} can not be read ({reason}); give a Jinja file or chatml") from error
 
 
 def boundaries(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, n: int = 3) -> list[str]:
@@ -87,5 +175,40 @@ def boundaries(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, n: int = 3)
             str(tokenizer.decode(ids[max(0, start - SHOWN) : stop].tolist(), clean_up_tokenization_spaces=False))
             for stop in (start, start + SHOWN)
         )
-        lines.append(f"{record.where}: {head!r}␟{both[len(head) :]!r}")
+        cut = "…" if start > SHOWN else ""
+        lines.append(f"{record.where}: {cut}{head!r}␟{both[len(head) :]!r}")
     return lines
+
+
+def _fingerprint(of: Sequence[DataSource], reading: Reading, encoder: Encoder) -> str | None:
+    """Of the content of the files and all that their encoding depends on; None where the content is not known.
+
+    Of a data set of the hub it is known by its revision, where that is a commit.
+    """
+    there = [opened(source)[0] for source in of]
+    if any(source.hub and not _COMMIT.fullmatch(source.revision or "") for source in there):
+        return None
+    digest = hashlib.sha256()
+    backend = encoder.vocabulary.written
+    said = {
+        "sources": [[*source._replace(weight=1.0)] for source in of],
+        "reading": [reading.format, sorted(reading.rename.items()), sorted(reading.reads or ())],
+        "encoder": [sorted(encoder.end_ids), encoder.max_length, encoder.chat_template, encoder.keep],
+        "template": encoder.tokenizer.chat_template,
+        "tokenizer": [type(encoder.tokenizer).__name__, backend, encoder.tokenizer.special_tokens_map],
+        "versions": [version("transformers"), version("tokenizers")],
+    }
+    digest.update(json.dumps(said, sort_keys=True, default=str).encode())
+    for file in sorted(Path(__file__).parent.glob("*.py")):  # other code may encode otherwise
+        digest.update(file.read_bytes())
+    for name in dict.fromkeys(source.path for source in (*of, *there) if not source.hub):
+        digest.update(_content(name))
+    return digest.hexdigest()[:32]
+
+
+def _content(name: str) -> bytes:
+    try:
+        with Path(name).open("rb") as content:
+            return hashlib.file_digest(content, "sha256").digest()
+    except OSError as error:
+        raise DataError(f"{name}: can not be read: {error.strerror}") from error

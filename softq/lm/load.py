@@ -1,7 +1,6 @@
 """From a directory or a hub name to models that can be scored and trained."""
 
 import copy
-import json
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -10,16 +9,15 @@ from typing import NamedTuple
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from tokenizers import Tokenizer
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from softq.lm.model import AdapterOff, CausalLM
 from softq.lm.probe import choose_layout, plain_is_right
 from softq.lm.score import Models
+from softq.lm.tokenizer import adapted, load_tokenizer
 
-PROBE = "It's 2026: naïve cats' plans cost 3,141 €\n\n  don't —  work."
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 NOISE = re.compile("dropout|layerdrop|^(input_)?jitter_noise$")  # rates at which training drops or shakes something
 
@@ -63,11 +61,11 @@ def load(
     anything else names another model. layout: "auto", or a name of `lm.layouts.LAYOUTS`.
     """
     started = _model(model, dtype, trust_remote_code) if isinstance(model, str) else model
-    told: list[str] = []
+    told: tuple[str, ...] = ()
     if tokenizer is None:
         if not isinstance(model, str):
             raise ValueError("a model object comes without a tokenizer: pass tokenizer=")
-        tokenizer, told = _tokenizer(model, trust_remote_code)
+        tokenizer, _, told = load_tokenizer(model, trust_remote_code)
     if lora is not None:
         if isinstance(started, PeftModel):
             raise ValueError(
@@ -124,7 +122,7 @@ def _ready(model: nn.Module, layout: str, device: str | None) -> tuple[CausalLM,
 def _model(name: str, dtype: str, trust_remote_code: bool) -> PreTrainedModel | PeftModel:
     kwargs = {"dtype": DTYPES[dtype], "trust_remote_code": trust_remote_code}
     with without_bars() if Path(name).is_dir() else nullcontext():
-        if base := _adapted(name):
+        if base := adapted(name):
             model = AutoModelForCausalLM.from_pretrained(base, **kwargs)
             return PeftModel.from_pretrained(model, name, is_trainable=True)
         try:
@@ -159,30 +157,6 @@ def _adapted_by(lora: Lora, model: PreTrainedModel) -> nn.Module:
         r=lora.r, lora_alpha=lora.alpha, lora_dropout=0.0, target_modules=targets, task_type="CAUSAL_LM"
     )
     return get_peft_model(model, config)
-
-
-def _tokenizer(model: str, trust_remote_code: bool) -> tuple[PreTrainedTokenizerBase, list[str]]:
-    """The model's tokenizer (an adapter's may stand with its base), and a note where transformers' class for this model
-    type splits text otherwise than the directory's tokenizer.json."""
-    home = model if (Path(model) / "tokenizer_config.json").is_file() else _adapted(model) or model
-    tokenizer = AutoTokenizer.from_pretrained(home, trust_remote_code=trust_remote_code)
-    file = Path(home) / "tokenizer.json"
-    if not file.is_file():
-        return tokenizer, []
-    written = Tokenizer.from_file(str(file)).encode(PROBE, add_special_tokens=False).ids
-    if written == tokenizer.encode(PROBE, add_special_tokens=False):
-        return tokenizer, []
-    kind = type(tokenizer).__name__
-    note = (
-        f"transformers reads this tokenizer.json as a {kind}, which splits text in its own way; so will all who load it"
-    )
-    return tokenizer, [note]
-
-
-def _adapted(name: str) -> str | None:
-    """The model that an adapter in a directory changes; None where there is no adapter."""
-    config = Path(name) / "adapter_config.json"
-    return json.loads(config.read_text())["base_model_name_or_path"] if config.is_file() else None
 
 
 def _same_vocabulary(policy: CausalLM, reference: CausalLM, name: str) -> None:

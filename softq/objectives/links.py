@@ -10,7 +10,7 @@ def logistic(z: Tensor) -> Tensor:
     return F.softplus(-z)
 
 
-def smoothed_logistic(z: Tensor, label_smoothing: float) -> Tensor:
+def smoothed_logistic(z: Tensor, label_smoothing: float | Tensor) -> Tensor:
     """(1-ε) h(z) + ε h(-z): logistic loss under labels that are flipped with probability ε."""
     return (1 - label_smoothing) * logistic(z) + label_smoothing * logistic(-z)
 

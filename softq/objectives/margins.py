@@ -23,15 +23,19 @@ def dpo(*, beta: float = 0.1, label_smoothing: float = 0.0) -> Method:
     """DPO, arXiv 2305.18290, eq 7: h(β m), h(z) = -log σ(z).
 
     label_smoothing ε > 0 is cDPO: (1-ε) h(βm) + ε h(-βm), for labels that are flipped with probability ε; its optimum is
-    finite, at βm = log (1-ε)/ε.
+    finite, at βm = log (1-ε)/ε. The column `label_probability` p is 1-ε for a pair by itself. The column `margin` Δ, in
+    reward, asks for a difference of that size: h(βm - Δ) (ODPO, arXiv 2402.10571).
     """
     epsilon = flip_rate(label_smoothing)
     positive("beta", beta)
 
     def loss(scored: Scored, batch: Batch) -> Tensor:
-        return smoothed_logistic(beta * contrast(implicit(scored, batch), batch), epsilon)
+        z = beta * contrast(implicit(scored, batch), batch) - batch.columns.get("margin", 0.0)
+        judged = not epsilon and "label_probability" in batch.columns
+        return smoothed_logistic(z, 1 - batch.columns["label_probability"] if judged else epsilon)
 
-    return Method((Term("dpo", "pair", loss, weights.per_pair),), (REF_LOGP,), beta=beta, columns=("weight",))
+    columns = ("weight", "margin", *(() if epsilon else ("label_probability",)))  # which says what ε would
+    return Method((Term("dpo", "pair", loss, weights.per_pair),), (REF_LOGP,), beta=beta, columns=columns)
 
 
 def ipo(*, beta: float = 0.1, length_average: bool = True) -> Method:

@@ -6,6 +6,7 @@ run. Nothing ever says which word was wrong; the implicit reward log π/π_ref o
 """
 
 import json
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -27,7 +28,7 @@ from softq.training.loop import train
 from softq.training.output import OutputError, write_json
 from softq.training.run import Event, Note, run
 from softq.training.settings import build
-from softq.training.source import batches, steps_of, tokens_of
+from softq.training.source import batches, tokens_of
 from softq.training.update import AdamW
 from softq.worlds.guidebook import guidebook
 from softq.worlds.world import Injected, Words, World
@@ -147,7 +148,7 @@ def fine_tune(world: World, directory: Path, seed: int) -> None:
         weight_decay=0.01,
         betas=(0.9, 0.98),
     )
-    source = batches(records, method, batch_size=64, epochs=STEPS / steps_of(len(records), 64), seed=seed)
+    source = batches(records, method, batch_size=64, epochs=STEPS / math.ceil(len(records) / 64), seed=seed)
     for _ in train(loaded.models, method, source, update):
         pass
     with without_bars():
@@ -296,7 +297,7 @@ def examples(answers: Sequence[Answer], count: int = 3) -> list[Answer]:
 def _record(where: str, prompt: Words, answer: Words, tokenizer: Any) -> Encoded:
     before = _ids(prompt, tokenizer)
     ids = np.array([*before, *_ids(answer, tokenizer), tokenizer.eos_token_id])
-    return Encoded(where, (Completion(ids, np.arange(1, len(ids)) >= len(before), True),), None, {})
+    return Encoded(where, (Completion(ids, np.arange(1, len(ids)) >= len(before), True),))
 
 
 def _ids(words: Words, tokenizer: Any) -> list[int]:

@@ -9,7 +9,7 @@ from torch import Tensor
 from softq.lm.score import Models
 from softq.records import Batch, Method, Scored, moved, no_credit
 from softq.training.measure import Sums, measured, merged
-from softq.training.plan import assembled, losses, plan, scored_whole
+from softq.training.plan import assembled, losses, plan, scored_by, scored_whole
 from softq.training.source import Source
 
 TOKENS_PER_MICRO = {"cpu": 1024}
@@ -60,7 +60,7 @@ def train(
         seen: list[Sums] = []
         parts: list[tuple[Tensor, Scored]] = []
         for micro in planned.micros:
-            scored = models(micro.batch.tokens, method.needs)
+            scored = scored_by(models, micro.batch, method)
             share = micro.share(scored)
             update.backward(share)
             if planned.whole is None:

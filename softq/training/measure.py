@@ -1,6 +1,6 @@
 """What is logged of a step, as sums and counts: the same numbers for any batch split."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from torch import Tensor
@@ -24,17 +24,47 @@ def measured(method: Method, scored: Scored, batch: Batch) -> Sums:
     tokens = batch.tokens.action
     sums: dict[str, tuple[Tensor, int]] = {"num_tokens": (tokens.sum().to(logp.dtype), 1)}
     if method.takes == "rows":
-        return {**sums, "logps/chosen": (logp.sum(), len(logp)), "logps/token": (logp.sum(), int(tokens.sum()))}
+        sums |= {"logps/chosen": (logp.sum(), len(logp)), "logps/token": (logp.sum(), int(tokens.sum()))}
+        return {**sums, **_by_source(batch, lambda rows: _demonstrated(logp[rows], tokens[rows]))}
     chosen, rejected = _sides(batch)
     for name, values in (("rewards", reward), ("scores", score), ("logps", logp)):
         sums[f"{name}/chosen"] = (values[chosen].sum(), len(chosen))
         sums[f"{name}/rejected"] = (values[rejected].sum(), len(rejected))
-    if method.takes != "labels+mismatched":
-        margin = reward[chosen] - reward[rejected]
-        sums["rewards/margins"] = (margin.sum(), len(margin))
-        sums["rewards/accuracies"] = ((margin > 0).sum().to(margin.dtype), len(margin))
-        sums["rewards/ties"] = ((margin == 0).sum().to(margin.dtype), len(margin))
-    return sums
+    if method.takes == "labels+mismatched":
+        return {
+            **sums,
+            **_by_source(batch, lambda rows: _rewards(reward, chosen[rows[chosen]], rejected[rows[rejected]])),
+        }
+    sums |= _compared(reward[chosen] - reward[rejected])
+    return {**sums, **_by_source(batch, lambda rows: _compared((reward[chosen] - reward[rejected])[rows[chosen]]))}
+
+
+def _compared(margin: Tensor) -> Sums:
+    """Of the margins of pairs."""
+    kind = margin.dtype
+    return {
+        "rewards/margins": (margin.sum(), len(margin)),
+        "rewards/accuracies": ((margin > 0).sum().to(kind), len(margin)),
+        "rewards/ties": ((margin == 0).sum().to(kind), len(margin)),
+    }
+
+
+def _demonstrated(logp: Tensor, tokens: Tensor) -> Sums:
+    return {"logps/token": (logp.sum(), int(tokens.sum()))}
+
+
+def _rewards(reward: Tensor, chosen: Tensor, rejected: Tensor) -> Sums:
+    sides = {"chosen": reward[chosen], "rejected": reward[rejected]}
+    return {f"rewards/{side}": (values.sum(), len(values)) for side, values in sides.items()}
+
+
+def _by_source(batch: Batch, measure: Callable[[Tensor], Sums]) -> dict[str, tuple[Tensor, int]]:
+    """A measure of the rows ([B] bool) of each source by itself, named `source 0/…`; nothing where there is one source."""
+    if "source" not in batch.columns:
+        return {}
+    source = batch.columns["source"]
+    parts = {int(number): measure(source == number) for number in source.unique()}
+    return {f"source {number}/{name}": pair for number, part in parts.items() for name, pair in part.items()}
 
 
 def merged(parts: Iterable[Sums]) -> dict[str, float]:

@@ -12,11 +12,14 @@ from typing import Any
 
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
+from softq.data.read import DROPPED, MERGED, Dataset
 from softq.lm.load import without_bars
 from softq.lm.model import CausalLM
 
+LEDGER = "ledger.json"
 MANIFEST = "manifest.json"
 METRICS = "metrics.jsonl"
+OURS = [METRICS, MANIFEST, *(prefix + name for prefix in ("", "eval_") for name in (LEDGER, DROPPED, MERGED))]
 
 
 class OutputError(ValueError):
@@ -44,6 +47,18 @@ def write_json(path: Path, document: Any) -> None:
     partial = path.with_name(f".{path.name}.partial")
     partial.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     os.replace(partial, path)
+
+
+def account(directory: Path, train: Dataset, held_out: Dataset | None) -> None:
+    """What became of every row: ledger.json, dropped.jsonl and, where boundaries were cut, merged.jsonl."""
+    for prefix, dataset in (("", train), ("eval_", held_out)):
+        if dataset is None:
+            continue
+        write_json(directory / f"{prefix}{LEDGER}", dataset.ledger.as_dict())
+        (directory / f"{prefix}{DROPPED}").write_bytes(b"")
+        for name in (DROPPED, MERGED):
+            if (dataset.directory / name).exists():
+                shutil.copyfile(dataset.directory / name, directory / f"{prefix}{name}")
 
 
 def manifest(understood: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -84,8 +99,9 @@ def save(
             os.replace(partial / name, directory / name)
     finally:
         shutil.rmtree(partial)
+    ours = [name for name in OURS if (directory / name).exists()]
     finished = {"finished": True, "ended": datetime.now(UTC).isoformat(timespec="seconds")}
-    write_json(directory / MANIFEST, {**record, **finished, "files": [*files, METRICS, MANIFEST]})
+    write_json(directory / MANIFEST, {**record, **finished, "files": [*files, *ours]})
 
 
 def end_tokens(policy: CausalLM, tokenizer: PreTrainedTokenizerBase, ends: frozenset[int] = frozenset()) -> list[int]:
@@ -120,7 +136,7 @@ def _files(path: Path) -> list[str]:
     if not path.is_file():
         return []
     try:
-        names = json.loads(path.read_text(encoding="utf-8")).get("files", [METRICS, MANIFEST])
+        names = json.loads(path.read_text(encoding="utf-8")).get("files", OURS)
     except (ValueError, AttributeError):
         return []
     return [name for name in names if not Path(name).is_absolute() and ".." not in Path(name).parts]

@@ -90,11 +90,18 @@ def losses(method: Method, scored: Scored, batch: Batch, weights: Iterable[Tenso
     return total
 
 
+def scored_by(models: Models, batch: Batch, method: Method) -> Scored:
+    """What the method needs of a batch. A readout whose values the batch brings, as a column of its name, is not computed."""
+    stored = [readout.name for readout in method.needs if readout.name in batch.columns]
+    scored = models(batch.tokens, tuple(readout for readout in method.needs if readout.name not in stored))
+    return {**scored, **{name: batch.columns[name].to(scored["logp"]) for name in stored}}
+
+
 def scored_whole(method: Method, models: Models, batch: Batch, tokens_per_micro: int) -> Scored:
     """The scores of all rows of a step, part by part, without gradient."""
     with torch.no_grad():
         parts = cut(batch.tokens, tokens_per_micro)
-        return assembled(batch, ((rows, models(take(batch, rows)[0].tokens, method.needs)) for rows in parts))
+        return assembled(batch, ((rows, scored_by(models, take(batch, rows)[0], method)) for rows in parts))
 
 
 def assembled(batch: Batch, parts: Iterable[tuple[Tensor, Scored]]) -> Scored:

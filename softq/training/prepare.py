@@ -1,24 +1,29 @@
 """Before the first step: models, data, and the checks that a run must pass to be worth its hours."""
 
 import hashlib
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from transformers import PreTrainedTokenizerBase
 
-from softq.data.encode import Encoded
-from softq.data.read import Dataset, boundaries, read, template
+from softq.data.formats import renames
+from softq.data.read import Dataset, boundaries, cache_directory, read, template
+from softq.data.rows import DataError
+from softq.data.sources import opened
+from softq.data.store import Records
 from softq.lm.load import Loaded, Lora, load
 from softq.lm.model import AdapterOff
 from softq.lm.probe import verify_layout
 from softq.lm.reference import fingerprint
-from softq.records import Batch, Method
+from softq.lm.tokenizer import Spoken
+from softq.records import Batch, Method, moved
 from softq.training.loop import default_budget, evaluate
-from softq.training.output import end_tokens
-from softq.training.plan import NonFiniteLoss, plan, scored_whole
+from softq.training.plan import NonFiniteLoss, losses, plan, scored_by, scored_whole
 from softq.training.settings import Settings
-from softq.training.source import batch_of, conversion, drawn
+from softq.training.source import Order, batch_of, conversion, usable
 
 
 class RunError(RuntimeError):
@@ -29,8 +34,22 @@ class Data(NamedTuple):
     """The records to train on and to evaluate on, and what to say about them."""
 
     train: Dataset
-    held: list[Encoded]
+    records: Records  # of `train`, to train on
+    held: Records | None  # to evaluate on: of `train`, or of `held_out`
+    held_out: Dataset | None
     notes: tuple[str, ...]
+
+    @property
+    def stored(self) -> bool:
+        """Whether the data brings the reference's log-probs of its completions."""
+        return "ref_logps" in self.records[0].columns
+
+    def named(self, metrics: Mapping[str, float], *, held: bool = False) -> dict[str, float]:
+        """Metrics by source, of the training data or of the held-out data, under the sources' names."""
+        sources = self.held_out.sources if held and self.held_out else self.train.sources
+        names = {f"source {n}": source.name for n, source in enumerate(sources)}
+        parts = {key: key.partition("/") for key in metrics}
+        return {names.get(head, head) + slash + rest: metrics[key] for key, (head, slash, rest) in parts.items()}
 
 
 def reads_reference(method: Method) -> bool:
@@ -38,15 +57,20 @@ def reads_reference(method: Method) -> bool:
     return any("ref" in readout.models for readout in method.needs)
 
 
-def load_models(name: str, settings: Settings, method: Method, device: str) -> Loaded:
-    """The policy and, if the method reads one, its reference."""
+def load_models(
+    name: str, settings: Settings, method: Method, *, data: Data, tokenizer: PreTrainedTokenizerBase, device: str
+) -> Loaded:
+    """The policy and, if the method reads one that the data does not store, its reference."""
     if settings.reference is not None and not reads_reference(method):
         raise ValueError(f"--reference: {name} reads no reference; leave it out")
+    if settings.reference is not None and data.stored:
+        raise ValueError("--reference: the data stores the reference's log-probs (ref_logps); leave one of them out")
     targets = settings.lora_target_modules
     lora = Lora(settings.lora_r, settings.lora_alpha, targets[0] if targets == ["all-linear"] else targets)
     loaded = load(
         settings.model,
-        (settings.reference or "start") if reads_reference(method) else None,
+        (settings.reference or "start") if reads_reference(method) and not data.stored else None,
+        tokenizer=tokenizer,
         layout=settings.layout,
         dtype=settings.dtype,
         lora=lora if settings.use_peft else None,
@@ -59,63 +83,122 @@ def load_models(name: str, settings: Settings, method: Method, device: str) -> L
     return loaded
 
 
-def read_data(name: str, settings: Settings, method: Method, loaded: Loaded) -> Data:
+def read_data(name: str, settings: Settings, method: Method, spoken: Spoken) -> Data:
     """The data as tokens, split by the seed, and what to say about it."""
-    ends = end_tokens(loaded.policy, loaded.tokenizer)
+    tokenizer = spoken.tokenizer
     if settings.chat_template is not None:
-        loaded.tokenizer.chat_template = template(settings.chat_template)
+        tokenizer.chat_template = template(settings.chat_template)
+    cache, notes = _cache()
 
-    def of(files: Sequence[str]) -> Dataset:
+    def of(files: Sequence[Any]) -> Dataset:
         return read(
             files,
-            loaded.tokenizer,
-            end_ids=ends,
+            tokenizer,
+            end_ids=spoken.end_ids,
             max_length=settings.max_length,
+            truncate=settings.truncate,
             format=settings.format,
-            reads=method.columns,
+            rename=renames(settings.rename),
+            reads=(*method.columns, *(["ref_logps"] if reads_reference(method) else [])),
             method=name,
+            cache=cache,
         )
 
     data = of(settings.data)
     said = conversion(data.kind, method, name)
-    notes = [f"data: {data.format}", *data.ledger.lines(), *([said] if said else [])]
+    notes += [f"data: {source.name}: {format}" for source, format in zip(data.sources, data.formats, strict=True)]
+    notes += [*data.ledger.lines(), *(["encoded by an earlier run"] if data.cached else []), *([said] if said else [])]
     if data.other_columns:
         notes.append(f"fields that {name} does not read: {', '.join(data.other_columns)}")
     if data.template_ends:
-        tokens = ", ".join(map(repr, loaded.tokenizer.convert_ids_to_tokens(sorted(data.template_ends))))
+        tokens = ", ".join(map(repr, tokenizer.convert_ids_to_tokens(sorted(data.template_ends))))
         notes.append(
             f"the chat template ends a turn with {tokens}, which the generation config lacks: added to the output's"
         )
-    notes += [f"prompt | completion: {line}" for line in boundaries(data, loaded.tokenizer)]
-    train, held = _split(data.records, settings)
-    if settings.eval_data:
-        train, held = data.records, of(settings.eval_data).records
+    notes += [f"prompt | completion: {line}" for line in boundaries(data, tokenizer)]
+    held_out = of(settings.eval_data) if settings.eval_data else None
+    if held_out is not None and held_out.kind != data.kind:
+        raise ValueError(f"--eval-data holds {held_out.kind}, --data {data.kind}; give data of one kind")
+    records = usable(data.records, data.kind, method)
+    if not len(records):
+        raise DataError(f"no row is left that {name} can use: {said}")
+    train, held = _split(records, settings)
+    if held_out is not None:
+        train, held = records, usable(held_out.records, held_out.kind, method)
     if len(held) == 1 and method.coupled:
-        train, held = [*train, *held], []
+        train, held = records if held_out is None else train, held.take([])
         notes.append(f"no evaluation: {name} compares records, and only one was held out")
-    notes.append(f"{len(train)} records to train on, {len(held)} to evaluate on")
-    return Data(data._replace(records=train), held, tuple(notes))
+    notes.append(f"{len(train):,} records to train on, {len(held):,} to evaluate on")
+    found = Data(data, train, held if len(held) else None, held_out, tuple(notes))
+    _check_stored(name, method, found)
+    return found
+
+
+def _cache() -> tuple[Path | None, list[str]]:
+    """Where encoded data is kept between runs, and what to say where it can not be."""
+    directory = cache_directory()
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=directory):
+            return directory, []
+    except OSError as error:
+        return None, [f"encoded data is not kept: {directory} can not be written ({error.strerror}); set SOFTQ_CACHE"]
+
+
+def _check_stored(name: str, method: Method, data: Data) -> None:
+    """Stored sums stand for REF_LOGP and for nothing else that a method reads of its reference."""
+    if data.held is not None and ("ref_logps" in data.held[0].columns) != data.stored:
+        raise ValueError(
+            "only one of --data and --eval-data stores the reference's log-probs (ref_logps); give both or none"
+        )
+    if not data.stored:
+        return
+    other = [readout.name for readout in method.needs if "ref" in readout.models and readout.name != "ref_logp"]
+    advice = "remove the column ref_logps, and the reference is scored"
+    if other:
+        raise ValueError(
+            f"{name} reads {', '.join(other)} of the reference, and the data stores its log-probs alone; {advice}"
+        )
+    if method.takes == "labels+mismatched":
+        raise ValueError(f"{name} scores completions under each other's prompts, for which nothing is stored; {advice}")
+
+
+def _check_sums(method: Method, loaded: Loaded, batch: Batch, budget: int) -> None:
+    """Raise unless the loss reads stored log-probs only in sum: where in a row they stand must not matter."""
+    scored = scored_whole(method, loaded.models, batch, budget)
+    there = moved(batch, scored["logp"].device)
+    action, total = there.tokens.action, scored["ref_logp"].sum(-1, keepdim=True)
+    spread = total / action.sum(-1, keepdim=True).clamp(min=1) * action
+    seen = []
+    for ref_logp in (scored["ref_logp"], spread):
+        leaf = scored["logp"].clone().requires_grad_()
+        loss = losses(
+            method, {**scored, "logp": leaf, "ref_logp": ref_logp}, there, [t.weigh(batch) for t in method.terms]
+        )
+        seen.append(torch.cat([loss.detach()[None], torch.autograd.grad(loss, leaf)[0].flatten()]))
+    if not torch.allclose(seen[0], seen[1], rtol=1e-3, atol=1e-5):
+        advice = "remove the column ref_logps, and the reference is scored"
+        raise ValueError(
+            f"the loss reads the reference token by token, and the data stores sums over completions; {advice}"
+        )
 
 
 def checked(settings: Settings, method: Method, loaded: Loaded, data: Data) -> list[str]:
     """Score the first step before anything is trained: the loss is finite, and a reference that is the start is the start."""
-    numbers = drawn(len(data.train.records), settings.batch_size, settings.seed, 0)
-    batch = batch_of([data.train.records[n] for n in numbers], numbers, method)
+    records = data.records
+    weights = [source.weight for source in data.train.sources]
+    numbers = Order.of(records, weights, settings.batch_size, settings.seed).step(0)
+    batch = batch_of([records[n % len(records)] for n in numbers], numbers, method)
     budget = settings.tokens_per_micro or default_budget(loaded.models)
     notes = []
     if method.coupled and settings.batch_size == 1:
         raise ValueError("--batch-size 1: this method couples the records of a step; it needs at least two records")
-    if reads_reference(method):
-        scored = scored_whole(method, loaded.models, batch, budget)
-        apart = (scored["logp"] - scored["ref_logp"]).abs().max().item()
-        if settings.reference is None and apart > 0:
-            raise RunError(f"step 0: policy and reference are the same weights, yet {apart:.1e} nats apart on a token")
-        where = "exactly 0" if apart == 0 else f"up to {apart:.2f} nats a token"
-        notes.append(f"step 0: log π/π_ref is {where} on the first step's tokens")
     try:
+        if reads_reference(method):
+            notes.append(_apart(settings, method, loaded, batch, budget))
         loss = evaluate(loaded.models, method, batch, tokens_per_micro=budget)["loss"]
     except NonFiniteLoss as error:
-        where = ", ".join(data.train.records[n].where for n in error.prompts[:8])
+        where = named(records, error.prompts)
         raise RunError(f"step 0: the loss of {where} is not finite; check the model and these records") from error
     _pulls(method, loaded, batch, budget)
     notes.append(f"step 0: loss {loss:.4f}")
@@ -124,22 +207,42 @@ def checked(settings: Settings, method: Method, loaded: Loaded, data: Data) -> l
     return notes
 
 
+def named(records: Records, numbers: Sequence[int]) -> str:
+    """Where the first of these records stand."""
+    return ", ".join(dict.fromkeys(records[n % len(records)].where for n in numbers[:8]))
+
+
+def _apart(settings: Settings, method: Method, loaded: Loaded, batch: Batch, budget: int) -> str:
+    """How far policy and reference are apart; RunError where they are the same weights and yet are."""
+    scored = scored_whole(method, loaded.models, batch, budget)
+    ratio = scored["logp"] - scored["ref_logp"]
+    if "ref_logp" in batch.columns:
+        _check_sums(method, loaded, batch, budget)
+        return f"step 0: log π/π_ref, with the stored reference, is up to {ratio.sum(-1).abs().max():.2f} nats a completion"
+    apart = ratio.abs().max().item()
+    if settings.reference is None and apart > 0:
+        raise RunError(f"step 0: policy and reference are the same weights, yet {apart:.1e} nats apart on a token")
+    where = "exactly 0" if apart == 0 else f"up to {apart:.2f} nats a token"
+    return f"step 0: log π/π_ref is {where} on the first step's tokens"
+
+
 def _pulls(method: Method, loaded: Loaded, batch: Batch, budget: int) -> None:
     """Raise where the loss has no gradient: a method of one's own that detaches what it should train."""
     micro = plan(method, loaded.models, batch, tokens_per_micro=budget).micros[0]
-    if not micro.share(loaded.models(micro.batch.tokens, method.needs)).requires_grad:
+    if not micro.share(scored_by(loaded.models, micro.batch, method)).requires_grad:
         raise ValueError("the loss has no gradient: it must be a function of scored['logp'] that is not detached")
 
 
 def facts(settings: Settings, method: Method, loaded: Loaded, data: Data) -> dict[str, Any]:
     """What the manifest says beside the settings: reference, data, how rows ran."""
     return {
-        "reference": _reference(settings, loaded) if reads_reference(method) else None,
+        "reference": _reference(settings, loaded, data) if reads_reference(method) else None,
         "data": {
-            "files": {name: _sha256(name) for name in [*settings.data, *settings.eval_data]},
-            "format": data.train.format,
-            "records": len(data.train.records),
-            "held_out": len(data.held),
+            "files": {path: _sha256(path) for path in _files(data)},
+            "fingerprint": data.train.fingerprint or None,
+            "format": data.train.formats[0] if len(data.train.formats) == 1 else list(data.train.formats),
+            "records": len(data.records),
+            "held_out": len(data.held or ()),
             "ledger": data.train.ledger.as_dict(),
         },
         "layout": loaded.policy.layout,
@@ -148,7 +251,16 @@ def facts(settings: Settings, method: Method, loaded: Loaded, data: Data) -> dic
     }
 
 
-def _reference(settings: Settings, loaded: Loaded) -> dict[str, str]:
+def _files(data: Data) -> list[str]:
+    """The files that were read; data sets of the hub have none."""
+    given = [*data.train.sources, *(data.held_out.sources if data.held_out else ())]
+    there = [opened(source)[0] for source in given]
+    return list(dict.fromkeys(source.path for source in there if not source.hub))
+
+
+def _reference(settings: Settings, loaded: Loaded, data: Data) -> dict[str, str | None]:
+    if data.stored:
+        return {"model": "log-probs that the data stores (ref_logps)", "fingerprint": None, "dtype": None}
     reference = loaded.models["ref"]
     if isinstance(reference, AdapterOff):
         kind, mark = "the model under the fresh adapter", fingerprint(loaded.policy, adapter=False)
@@ -158,11 +270,11 @@ def _reference(settings: Settings, loaded: Loaded) -> dict[str, str]:
     return {"model": kind, "fingerprint": mark, "dtype": settings.dtype}
 
 
-def _split(records: list[Encoded], settings: Settings) -> tuple[list[Encoded], list[Encoded]]:
+def _split(records: Records, settings: Settings) -> tuple[Records, Records]:
     """Train and held-out records, drawn by the seed, in the order of the file."""
     count = min(len(records) - 1, round(settings.eval_fraction * len(records)))
     order = torch.randperm(len(records), generator=torch.Generator().manual_seed(settings.seed)).tolist()
-    return [records[n] for n in sorted(order[count:])], [records[n] for n in sorted(order[:count])]
+    return records.take(sorted(order[count:])), records.take(sorted(order[:count]))
 
 
 def _sha256(name: str) -> str:

@@ -1,7 +1,6 @@
 """A whole run from settings: read, load, train, evaluate, write. A generator of events; whoever calls it shows them."""
 
 import json
-import math
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -13,13 +12,14 @@ from accelerate.utils import set_seed
 
 from softq.lm.load import Loaded
 from softq.lm.score import Models
+from softq.lm.tokenizer import load_tokenizer
 from softq.records import Method
 from softq.training.loop import evaluate, train
-from softq.training.output import MANIFEST, METRICS, claim, manifest, save, write_json
+from softq.training.output import MANIFEST, METRICS, account, claim, manifest, save, write_json
 from softq.training.plan import NonFiniteLoss
-from softq.training.prepare import Data, RunError, checked, facts, load_models, read_data
+from softq.training.prepare import Data, RunError, checked, facts, load_models, named, read_data
 from softq.training.settings import Settings
-from softq.training.source import batch_of, batches, drawn, steps_of
+from softq.training.source import Order, batch_of, batches
 from softq.training.update import AdamW
 
 
@@ -65,14 +65,18 @@ def run(
     AcceleratorState._reset_state()  # it is one for the process, and an earlier run may have had another precision
     accelerator = Accelerator(mixed_precision="bf16" if settings.bf16 else "no")
     set_seed(settings.seed)
-    loaded = load_models(name, settings, method, str(accelerator.device))
-    data = read_data(name, settings, method, loaded)
-    yield from map(Note, (*loaded.notes, *data.notes, *checked(settings, method, loaded, data)))
+    spoken = load_tokenizer(settings.model, settings.trust_remote_code)
+    data = read_data(name, settings, method, spoken)
+    yield from map(Note, (*spoken.notes, *data.notes))
+    device = str(accelerator.device)
+    loaded = load_models(name, settings, method, data=data, tokenizer=spoken.tokenizer, device=device)
+    yield from map(Note, (*loaded.notes, *checked(settings, method, loaded, data)))
     if dry:
         return
     claim(directory, overwrite=settings.overwrite)
     record = manifest(understood, facts(settings, method, loaded, data))
     write_json(directory / MANIFEST, record)
+    account(directory, data.train, data.held_out)
     began = time.monotonic()
     metrics: dict[str, float] = {}
     with (directory / METRICS).open("w", encoding="utf-8") as log:
@@ -89,10 +93,11 @@ def run(
 def _training(
     settings: Settings, method: Method, loaded: Loaded, data: Data, accelerator: Accelerator
 ) -> Iterator[Progress | Evaluated]:
-    records = data.train.records
-    steps = steps_of(len(records), settings.batch_size, settings.num_train_epochs)
+    records, weights = data.records, [source.weight for source in data.train.sources]
+    order = Order.of(records, weights, settings.batch_size, settings.seed)
+    steps = order.steps(settings.num_train_epochs)
     steps = min(steps, settings.max_steps or steps)
-    epoch = math.ceil(len(records) / settings.batch_size)
+    epoch = order.steps_a_pass
     warmup = settings.warmup_steps if settings.warmup_steps >= 1 else settings.warmup_steps * steps
     update = AdamW(
         loaded.models,
@@ -106,7 +111,14 @@ def _training(
         backward=accelerator.backward,
     )
     models = cast(Models, accelerator.prepare_model(loaded.models))
-    source = batches(records, method, batch_size=settings.batch_size, epochs=steps / epoch, seed=settings.seed)
+    source = batches(
+        records,
+        method,
+        batch_size=settings.batch_size,
+        epochs=steps / epoch,
+        seed=settings.seed,
+        weights=weights,
+    )
     every = settings.eval_steps or epoch
     held = batch_of(data.held, range(len(data.held)), method) if data.held else None
     loop = train(models, method, source, update, tokens_per_micro=settings.tokens_per_micro)
@@ -114,15 +126,14 @@ def _training(
         try:
             done = next(loop)
         except NonFiniteLoss as error:
-            where = ", ".join(records[n].where for n in error.prompts[:8])
+            where = named(records, error.prompts)
             raise RunError(
                 f"step {step}: the loss of {where} is not finite; lower --learning-rate or drop them"
             ) from error
         except FloatingPointError as error:
-            numbers = drawn(len(records), settings.batch_size, settings.seed, step - 1)
-            where = ", ".join(records[n].where for n in numbers[:8])
+            where = named(records, order.step(step - 1))
             raise RunError(f"step {step}: {error}; its records: {where}; lower --learning-rate") from error
-        yield Progress(step, steps, {"epoch": step / epoch, **done.metrics})
+        yield Progress(step, steps, {"epoch": step / epoch, **data.named(done.metrics)})
         if held is not None and (step % every == 0 or step == steps):
             seen = evaluate(models, method, held, tokens_per_micro=settings.tokens_per_micro)
-            yield Evaluated(step, {f"eval_{key}": value for key, value in seen.items()})
+            yield Evaluated(step, {f"eval_{key}": value for key, value in data.named(seen, held=True).items()})

@@ -18,19 +18,23 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     model: str = Field(description="what is trained: a directory, a hub name, or an adapter to continue")
-    data: list[str] = Field(min_length=1, description="files of preferences: .jsonl, .json, either also .gz")
+    data: list[str | dict[str, Any]] = Field(
+        min_length=1, description="files, hub data sets, or FILE,name=N,weight=W,split=S,entry=E with any of these"
+    )
     output: str = Field(description="the directory to write; refused if it holds anything, unless --overwrite")
     reference: str | None = Field(None, description="another model as the reference; default: the model as it starts")
     overwrite: bool = Field(False, description="replace what an earlier run wrote to the output directory")
 
-    format: Literal["preference", "implicit", "hh", "sharegpt", "groups"] | None = Field(
-        None, description="the data's format, where it should not be detected"
-    )
+    format: str | None = Field(None, description="the data's format, where it should not be detected")
+    rename: list[str] = Field([], description="fields by other names: OURS=THEIRS, such as prompt=question")
     chat_template: str | None = Field(None, description="chatml, or a Jinja file; default: the tokenizer's own")
     max_length: Count = Field(
         1024, description="longest prompt + completion in tokens; longer records are dropped, counted"
     )
-    eval_data: list[str] = Field([], description="files to evaluate on; default: held out from the data")
+    truncate: Literal["drop", "keep"] = Field("drop", description="what becomes of longer records; keep cuts them")
+    eval_data: list[str | dict[str, Any]] = Field(
+        [], description="files to evaluate on; default: held out from the data"
+    )
     eval_fraction: float = Field(0.05, ge=0, lt=1, description="share of the data held out, if there is no --eval-data")
     eval_steps: Count | None = Field(None, description="evaluate every so many steps; default: after each epoch")
 
@@ -89,7 +93,9 @@ def build(name: str, values: Mapping[str, Any]) -> tuple[Settings, Method, dict[
 def flattened(document: Mapping[str, Any]) -> tuple[str | None, dict[str, Any]]:
     """A YAML document -> (method's name, flat values). `method` is a name, or a list of {name: settings, weight: w}."""
     values = {str(key).replace("-", "_"): value for key, value in document.items() if key != "method"}
-    values |= {name: [values[name]] for name in ("data", "eval_data") if isinstance(values.get(name), str)}
+    values |= {name: [values[name]] for name in ("data", "eval_data") if isinstance(values.get(name), str | Mapping)}
+    if isinstance(values.get("rename"), Mapping):
+        values["rename"] = [f"{ours}={theirs}" for ours, theirs in values["rename"].items()]
     method = document.get("method")
     if method is None or isinstance(method, str):
         return method, values

@@ -2,14 +2,16 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from softq.data.encode import Completion, Encoded
+from softq.data.store import Records
 from softq.lm.score import Models
-from softq.records import Batch, Labels, Method, Pairs, Tokens
+from softq.records import COLUMNS, Batch, Labels, Method, Pairs, Tokens
 
 Source = Callable[[Models], Iterator[Batch]]
 
@@ -17,6 +19,8 @@ CONVERTED = {
     ("pairs", "rows"): "pairs are read as demonstrations: the chosen completions, the rejected ones are not used",
     ("pairs", "labels+mismatched"): "pairs are read as labels: the chosen completions are good, the rejected ones bad",
     ("groups", "rows"): "groups are read as demonstrations: the completion with the highest score of each",
+    ("labels", "rows"): "labels are read as demonstrations: the good completions, the bad ones are not used",
+    ("labels", "labels+mismatched"): None,
 }
 """What data of one kind becomes for a method that takes another; said aloud. Anything else is refused."""
 
@@ -26,44 +30,115 @@ def conversion(kind: str, method: Method, name: str = "this method") -> str | No
     if kind == method.takes:
         return None
     if (kind, method.takes) not in CONVERTED:
-        raise ValueError(f"{name} takes {method.takes}, the data holds {kind}: {_EXPECTED[method.takes]}")
+        advice = ADVICE.get((kind, method.takes), _EXPECTED[method.takes])
+        raise ValueError(f"{name} takes {method.takes}, the data holds {kind}: {advice}")
     return CONVERTED[kind, method.takes]
+
+
+def usable(records: Records, kind: str, method: Method) -> Records:
+    """The records that the method can use: of labels, only the good ones are demonstrations."""
+    if (kind, method.takes) != ("labels", "rows"):
+        return records
+    return records.take([n for n, record in enumerate(records) if record.columns["label"][0]])
 
 
 def batch_of(records: Sequence[Encoded], numbers: Sequence[int], method: Method) -> Batch:
     """Data records as one batch in the form the method takes; a record's number becomes its rows' `prompt`."""
     build = {"pairs": _pairs, "groups": _groups, "rows": _demonstrations, "labels+mismatched": _labels}[method.takes]
-    batch = build(records, numbers)
-    units = {
-        name: [record.columns[name] for record in records] for name in method.columns if name in records[0].columns
-    }
-    return Batch(batch.tokens, batch.feedback, {**batch.columns, **{k: torch.tensor(v) for k, v in units.items()}})
+    batch, rows = build(records, numbers)
+    columns = dict(batch.columns)
+    for name in (name for name in method.columns if name in records[0].columns and name not in columns):
+        each = COLUMNS[name].unit == "row"
+        values = [records[i].columns[name][k] for i, k in rows] if each else [r.columns[name][0] for r in records]
+        columns[name] = torch.tensor(values)
+    if "ref_logps" in records[0].columns:
+        if method.takes == "labels+mismatched":
+            raise ValueError("completions under other prompts have no stored log-probs; remove the column ref_logps")
+        columns["ref_logp"] = _stored(batch.tokens, [records[i].columns["ref_logps"][k] for i, k in rows])
+    if records[0].source is not None:
+        columns["source"] = torch.tensor([records[i].source or 0 for i, _ in rows])
+    return Batch(batch.tokens, batch.feedback, columns)
 
 
 def batches(
-    records: Sequence[Encoded], method: Method, *, batch_size: int, epochs: float = 1.0, seed: int = 0
+    records: Sequence[Encoded],
+    method: Method,
+    *,
+    batch_size: int,
+    epochs: float = 1.0,
+    seed: int = 0,
+    weights: Sequence[float] = (),
 ) -> Source:
-    """Shuffled steps of `batch_size` records; the step is a pure function of (seed, epoch, step)."""
+    """Shuffled steps of `batch_size` records; the step is a pure function of (seed, epoch, step).
+
+    `weights` says how often the records of each source are seen in a pass (`DataSource.weight`); default: once.
+    """
+    order = Order.of(records, weights, batch_size, seed)
 
     def source(models: Models) -> Iterator[Batch]:
-        for step in range(steps_of(len(records), batch_size, epochs)):
-            numbers = drawn(len(records), batch_size, seed, step)
-            yield batch_of([records[n] for n in numbers], numbers, method)
+        for step in range(order.steps(epochs)):
+            numbers = order.step(step)
+            yield batch_of([records[n % len(records)] for n in numbers], numbers, method)
 
     return source
 
 
-def steps_of(records: int, batch_size: int, epochs: float = 1.0) -> int:
-    """How many steps `epochs` passes over the records take."""
-    return math.ceil(math.ceil(records / batch_size) * epochs)
+class Order(NamedTuple):
+    """Which records each step holds: a pure function of (seed, epoch, step)."""
+
+    source: np.ndarray  # [records] the source of each
+    weights: Sequence[float]  # of each source: how often its records are seen in a pass; a part of 1 is a new draw each
+    batch_size: int
+    seed: int
+
+    @classmethod
+    def of(cls, records: Sequence[Encoded], weights: Sequence[float], batch_size: int, seed: int) -> "Order":
+        """The order of these records."""
+        if all(weight == 1 for weight in weights):
+            return cls(np.zeros(len(records), np.int64), (1.0,), batch_size, seed)
+        sources = records.source if isinstance(records, Records) else [record.source or 0 for record in records]
+        return cls(np.maximum(sources, 0), tuple(weights), batch_size, seed)
+
+    @property
+    def records(self) -> int:
+        """Records of a pass, copies counted."""
+        counts = np.bincount(self.source, minlength=len(self.weights))
+        return sum(_copies(weight, int(count)) for weight, count in zip(self.weights, counts, strict=True))
+
+    @property
+    def steps_a_pass(self) -> int:
+        """Steps of a pass."""
+        return math.ceil(self.records / self.batch_size)
+
+    def steps(self, epochs: float) -> int:
+        """How many steps `epochs` passes take."""
+        return math.ceil(self.steps_a_pass * epochs)
+
+    def step(self, number: int) -> list[int]:
+        """The records of a step: at most `batch_size`, and as evenly as the steps of a pass can share them.
+
+        A record's further copies in a pass have numbers of their own: the record's, plus a multiple of the records.
+        """
+        epoch, position = divmod(number, self.steps_a_pass)
+        return np.array_split(self._pass(epoch), self.steps_a_pass)[position].tolist()
+
+    def _pass(self, epoch: int) -> np.ndarray:
+        rng = np.random.default_rng([self.seed, epoch])
+        count = len(self.source)
+        if tuple(self.weights) == (1.0,):
+            return rng.permutation(count)
+        numbers = []
+        for source, weight in enumerate(self.weights):
+            own = np.flatnonzero(self.source == source)
+            copies = [own + count * copy for copy in range(int(weight))]
+            drawn = rng.permutation(own)[: _copies(weight, len(own)) - int(weight) * len(own)]
+            numbers += [*copies, drawn + count * int(weight)]
+        return rng.permutation(np.concatenate(numbers))
 
 
-def drawn(records: int, batch_size: int, seed: int, step: int) -> list[int]:
-    """The record numbers of a step: at most `batch_size`, and as evenly as the steps of a pass can share them."""
-    steps = math.ceil(records / batch_size)
-    epoch, position = divmod(step, steps)
-    order = np.random.default_rng([seed, epoch]).permutation(records)
-    return np.array_split(order, steps)[position].tolist()
+def _copies(weight: float, count: int) -> int:
+    """How many records of a source are in a pass: at least one, if it has any."""
+    return max(round(weight * count), min(count, 1))
 
 
 def tokens_of(completions: Sequence[Completion], numbers: Sequence[int]) -> Tokens:
@@ -77,41 +152,53 @@ def tokens_of(completions: Sequence[Completion], numbers: Sequence[int]) -> Toke
     return Tokens(ids, action, torch.tensor([completion.ended for completion in completions]), torch.tensor(numbers))
 
 
-def _pairs(records: Sequence[Encoded], numbers: Sequence[int]) -> Batch:
-    tokens, row = _all_rows(records, numbers)
-    return Batch(tokens, Pairs(row[::2], row[1::2]))
+Rows = list[tuple[int, int]]  # of each row: the record it is from, and which completion of it
 
 
-def _groups(records: Sequence[Encoded], numbers: Sequence[int]) -> Batch:
-    tokens, _ = _all_rows(records, numbers)
-    scores = [score for record in records for score in record.scores or ()]
-    return Batch(tokens, None, {"reward": torch.tensor(scores)})
+def _pairs(records: Sequence[Encoded], numbers: Sequence[int]) -> tuple[Batch, Rows]:
+    tokens, rows = _all_rows(records, numbers)
+    row = torch.arange(len(rows))
+    return Batch(tokens, Pairs(row[::2], row[1::2])), rows
 
 
-def _demonstrations(records: Sequence[Encoded], numbers: Sequence[int]) -> Batch:
-    best = [0 if record.scores is None else int(np.argmax(record.scores)) for record in records]
-    return Batch(tokens_of([record.completions[k] for record, k in zip(records, best, strict=True)], numbers))
+def _groups(records: Sequence[Encoded], numbers: Sequence[int]) -> tuple[Batch, Rows]:
+    tokens, rows = _all_rows(records, numbers)
+    scores = [score for record in records for score in record.columns["reward"]]
+    return Batch(tokens, None, {"reward": torch.tensor(scores)}), rows
 
 
-def _labels(records: Sequence[Encoded], numbers: Sequence[int]) -> Batch:
+def _demonstrations(records: Sequence[Encoded], numbers: Sequence[int]) -> tuple[Batch, Rows]:
+    rows = [(i, int(np.argmax(record.columns.get("reward", (0.0,))))) for i, record in enumerate(records)]
+    return Batch(tokens_of([records[i].completions[k] for i, k in rows], numbers)), rows
+
+
+def _labels(records: Sequence[Encoded], numbers: Sequence[int]) -> tuple[Batch, Rows]:
     """Each completion with its label, and again under the prompt of the next record of the step."""
-    tokens, row = _all_rows(records, numbers)
-    rows = [completion for record in records for completion in record.completions]
-    mismatched, prompts = [], []
+    tokens, rows = _all_rows(records, numbers)
+    completions = [records[i].completions[k] for i, k in rows]
+    mismatched, prompts, again = [], [], []
     for i, number in enumerate(numbers):
         if len(numbers) > 1:
-            other = records[(i + 1) % len(numbers)]
-            mismatched += [_under(records[i].completions[0], completion) for completion in other.completions]
-            prompts += [number] * len(other.completions)
-    tokens = tokens_of(rows + mismatched, tokens.prompt.tolist() + prompts)
-    good = torch.tensor([k == 0 for record in records for k in range(len(record.completions))])
-    return Batch(tokens, Labels(row, good, torch.arange(len(rows), len(rows) + len(mismatched))))
+            j = (i + 1) % len(numbers)
+            mismatched += [_under(records[i].completions[0], completion) for completion in records[j].completions]
+            again += [(j, k) for k in range(len(records[j].completions))]
+            prompts += [number] * len(records[j].completions)
+    tokens = tokens_of(completions + mismatched, tokens.prompt.tolist() + prompts)
+    good = torch.tensor([bool(records[i].columns.get("label", (1.0, 0.0))[k]) for i, k in rows])
+    labels = Labels(torch.arange(len(rows)), good, torch.arange(len(rows), len(rows) + len(mismatched)))
+    return Batch(tokens, labels), rows + again
 
 
-def _all_rows(records: Sequence[Encoded], numbers: Sequence[int]) -> tuple[Tokens, Tensor]:
-    rows = [(completion, n) for record, n in zip(records, numbers, strict=True) for completion in record.completions]
-    tokens = tokens_of([completion for completion, _ in rows], [n for _, n in rows])
-    return tokens, torch.arange(len(rows))
+def _all_rows(records: Sequence[Encoded], numbers: Sequence[int]) -> tuple[Tokens, Rows]:
+    rows = [(i, k) for i, record in enumerate(records) for k in range(len(record.completions))]
+    return tokens_of([records[i].completions[k] for i, k in rows], [numbers[i] for i, _ in rows]), rows
+
+
+def _stored(tokens: Tokens, sums: Sequence[float]) -> Tensor:
+    """[B, T]: sums over completions as log-probs per token, the whole of it at each row's first action."""
+    logp = torch.zeros(tokens.action.shape, dtype=torch.float64)
+    logp[torch.arange(len(sums)), tokens.action.int().argmax(-1)] = torch.tensor(sums, dtype=torch.float64)
+    return logp
 
 
 def _under(prompted: Completion, completion: Completion) -> Completion:
@@ -125,6 +212,12 @@ def _under(prompted: Completion, completion: Completion) -> Completion:
 _EXPECTED = {
     "pairs": "give rows with `prompt`, `chosen` and `rejected`",
     "groups": "give rows with `prompt`, `completions` and `scores`",
-    "rows": "give rows with `prompt`, `chosen` and `rejected`",
-    "labels+mismatched": "give rows with `prompt`, `chosen` and `rejected`",
+    "rows": "give rows with `prompt` and `completion`, or `messages`",
+    "labels+mismatched": "give rows with `prompt`, `completion` and `label`",
 }
+ADVICE = {
+    ("groups", "pairs"): "make pairs of them: softq data FILE --pairs best-worst --to pairs.jsonl",
+    ("groups", "labels+mismatched"): "make labels of them: softq data FILE --unpair SCORE --to labels.jsonl",
+    ("steps", "labels+mismatched"): "labels of steps serve no method yet",
+}
+"""What to do about data that a method can not take."""

@@ -1,0 +1,21 @@
+"""The records of text data: a prompt and its completions, and what is known about them."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+Message = Mapping[str, Any]  # {"role": ..., "content": ...} and whatever else the chat template reads
+Text = str | Sequence[Message]
+
+
+class Example(NamedTuple):
+    """One data record as text: a prompt and its completions, all strings or all lists of messages.
+
+    pairs: completions (chosen, rejected). groups: K of them. labels and rows: one. prompts: none. steps: one a step.
+    """
+
+    where: str
+    prompt: Text
+    completions: tuple[Text, ...]
+    columns: Mapping[str, tuple[float, ...]] = {}  # numbers by name, as records.COLUMNS: one, or one per completion
+    template_kwargs: Mapping[str, Any] = {}  # the row's chat_template_kwargs, and its tools under "tools"
+    other: Mapping[str, Any] = {}  # further fields, which nobody reads
