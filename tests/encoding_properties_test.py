@@ -593,7 +593,6 @@ def test_a_pair_without_a_prompt_has_no_first_choice(kind):
     assert result.reason == "empty_prompt"
 
 
-@pytest.mark.xfail(strict=True, reason="ids behind the end are taken for ids behind a cut")
 @pytest.mark.parametrize("kind", KINDS)
 def test_completions_that_differ_only_behind_their_end_are_equal(kind):
     of = family(kind, "chatml")

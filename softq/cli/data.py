@@ -40,6 +40,8 @@ def run(words: list[str]) -> int:
     options = _parser().parse_args(words)
     _check(options)
     of, reading = sources(options.files), Reading(options.format, renames(options.rename))
+    if options.to and any(source.weight != 1 for source in of):
+        raise ValueError("a source's weight is read by softq train; with --to leave it out, or take --sample")
     against = stream(sources(options.against), reading) if options.against else None
     _check_apart(options, of)
     encoder, notes = _encoder(options)

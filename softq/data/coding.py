@@ -44,9 +44,9 @@ class Coded:
         return sum(((piece.part == "scored",) * len(piece.ids) for piece in kept), ())
 
     @property
-    def whole(self) -> Ids:
-        """All ids, also those that are cut or template tail."""
-        return sum((piece.ids for piece in self.pieces), ())
+    def uncut(self) -> Ids:
+        """Prompt and completion, with what was cut from it."""
+        return sum((piece.ids for piece in self.pieces if piece.part != "template_tail"), ())
 
     def count(self, *parts: str) -> int:
         """How many ids have one of these fates."""

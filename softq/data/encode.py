@@ -155,7 +155,7 @@ class Encoder:
         if fault is not None:
             return Unusable(fault, FAULTS[fault])
         if len(coded) > 1 and len({(c.ids, c.chosen) for c in coded}) == 1:
-            if len({c.whole for c in coded}) == 1:
+            if len({c.uncut for c in coded}) == 1:
                 return Unusable("equal_completions", "the completions are the same tokens")
             return Unusable("equal_after_cut", "the completions differ only behind the cut; raise max_length")
         longest = max(len(c.ids) for c in coded)

@@ -121,9 +121,12 @@ class Vocabulary:
 
     @cached_property
     def _most(self) -> int | None:
-        """At most so many characters fit into a token; None where a normaliser may make them fewer."""
+        """At most so many characters fit into a token; None where a text may shrink, or a run be one unknown token."""
         composed = {"NoneType": 1, "NFC": 4}.get(type(self._backend.normalizer).__name__)
-        return None if composed is None else composed * max(map(len, self.tokenizer.get_vocab()))
+        model = self._backend.model
+        if composed is None or type(model).__name__ != "BPE" or model.fuse_unk:
+            return None
+        return composed * max(map(len, self.tokenizer.get_vocab()))
 
     @property
     def _backend(self) -> Any:
