@@ -12,6 +12,12 @@ from softq.data.rows import DataError, Dropped, Row, Unusable, dropped
 from softq.records import COLUMNS
 
 OPTIONS = ("chat_template_kwargs", "tools")
+RESERVED = set(
+    "conversation messages tools chat_template add_generation_prompt continue_final_message tokenize padding truncation "
+    "max_length return_tensors return_dict return_assistant_tokens_mask tokenizer_kwargs sanitize_control_tokens".split()
+)
+"""Arguments of `apply_chat_template` that are not the data's to give."""
+
 LOOKED = 100  # rows that may be bad before one shows the format
 
 
@@ -253,6 +259,10 @@ def _options(row: Field) -> Mapping[str, Any]:
     """What the row hands to the chat template; a null is as good as nothing."""
     given = {name: row.member(name).parsed() for name in OPTIONS if row.object().get(name)}
     options = given["chat_template_kwargs"].object() if "chat_template_kwargs" in given else {}
+    ours = next((name for name in options if name in RESERVED), None)
+    if ours is not None:
+        message = f"field 'chat_template_kwargs.{ours}' is no variable of a chat template; leave it out"
+        raise Unusable("bad_value", message, f"chat_template_kwargs.{ours}")
     tools = [tool.value for tool in given["tools"].items("a list of tools")] if "tools" in given else []
     return {**options, "tools": tools} if tools else options
 
