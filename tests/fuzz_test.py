@@ -7,7 +7,8 @@ import pytest
 from cli_test import called
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "bench"))
-from fuzz_data import CONTROLS, cases, faults, fuzz
+from fuzz_data import CONTROLS, fuzz
+from hostile_files import cases, faults
 
 
 def test_nothing_is_lost_and_nothing_breaks() -> None:

@@ -88,7 +88,7 @@ class Coder:
         """
         *spoken, (tail, _, _) = turns = self._turns(script)
         by = head[-1].by if head else "text"
-        closing, template_end = self._closing(tail)
+        closing, template_end = self._closing(self._own(script, tail))
         ends = self.ends if template_end is None else self.ends | {template_end}
         closer = "template"
         if not closing and not until(spoken[-1].words, ends):
@@ -122,6 +122,13 @@ class Coder:
             n = self.vocabulary.within(before, context, ids)
             turns.append(_Turn(ids[:n], ids[n:], merged))
         return turns
+
+    def _own(self, script: Script, tail: Ids) -> Ids:
+        """The ids of the tail before what others say in it."""
+        if not script.others:
+            return tail
+        *_, (before, text, _) = stretches(script)
+        return tail[: self.vocabulary.within(before, text.removesuffix(script.others), tail)]
 
     def _closing(self, tail: Ids) -> tuple[Ids, int | None]:
         """The head of the tail that ends a completion, and its end token if the end ids lack it.

@@ -19,3 +19,12 @@ class Example(NamedTuple):
     columns: Mapping[str, tuple[float, ...]] = {}  # numbers by name, as records.COLUMNS: one, or one per completion
     template_kwargs: Mapping[str, Any] = {}  # the row's chat_template_kwargs, and its tools under "tools"
     other: Mapping[str, Any] = {}  # further fields, which nobody reads
+
+
+def agreement(one: str, other: str) -> int:
+    """How many characters two texts have in common at their beginning."""
+    low, high = 0, min(len(one), len(other))
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if one[low:middle] == other[low:middle] else (low, middle - 1)
+    return low

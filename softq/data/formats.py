@@ -18,6 +18,7 @@ RESERVED = set(
 )
 """Arguments of `apply_chat_template` that are not the data's to give."""
 
+COMMON = ("preference", "groups", "unpaired", "prompt-completion")  # to be advised; there are many more
 LOOKED = 100  # rows that may be bad before one shows the format
 
 
@@ -303,10 +304,9 @@ def _undetected(looked: list[Row | Dropped]) -> DataError:
     guess = _meant(first.value, FORMATS)
     if guess:
         return DataError(f"{first.where}: unknown format; the fields are {came}; did you mean --rename {guess}?")
-    shapes = "; ".join(f"{name}: {', '.join(format.marks)}" for name, format in FORMATS.items() if format.marks)
-    return DataError(
-        f"{first.where}: unknown format; the fields are {came}; --rename OURS=THEIRS to fit one of: {shapes}"
-    )
+    shapes = "; ".join(", ".join(FORMATS[name].marks) for name in COMMON)
+    advice = f"--rename OURS=THEIRS to fit {shapes}; or messages (docs/data.md has all formats)"
+    return DataError(f"{first.where}: unknown format; the fields are {came}; {advice}")
 
 
 def _check_meant(row: Row, found: str) -> None:

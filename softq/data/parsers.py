@@ -3,7 +3,7 @@
 import re
 from itertools import takewhile
 
-from softq.data.example import Example, Message, Text
+from softq.data.example import Example, Message, Text, agreement
 from softq.data.fields import Field
 from softq.data.rows import Unusable
 
@@ -43,7 +43,7 @@ def implicit(row: Field) -> Example:
 def hh(row: Field) -> Example:
     """The prompt is everything up to and including the last assistant mark before which both dialogues agree."""
     chosen, rejected = (row.member(name).string() for name in ("chosen", "rejected"))
-    mark = chosen.rfind(ASSISTANT, 0, _agreement(chosen, rejected))
+    mark = chosen.rfind(ASSISTANT, 0, agreement(chosen, rejected))
     if mark < 0:
         raise Unusable("no_shared_prompt", "chosen and rejected share no text up to an assistant's turn")
     prompt = chosen[: mark + len(ASSISTANT)]
@@ -141,7 +141,7 @@ def stepwise(row: Field) -> Example:
 
 def _implicit_text(chosen: str, rejected: str) -> Example:
     """Plain texts are cut at the end of the last shared word."""
-    agree = _agreement(chosen, rejected)
+    agree = agreement(chosen, rejected)
     edges = [m.start() for m in _EDGE.finditer(chosen, 0, agree + 1) if 0 < m.start() <= agree]
     for at in reversed(edges):
         whole = at < agree or bool(_EDGE.match(rejected, at))  # a word of the rejected one must not be cut either
@@ -151,15 +151,6 @@ def _implicit_text(chosen: str, rejected: str) -> Example:
         empty = "chosen" if not chosen.strip() else "rejected"
         raise Unusable("empty_completion", f"field '{empty}' is blank", empty)
     raise Unusable("no_shared_prompt", "chosen and rejected share no first word; give the prompt in a field of its own")
-
-
-def _agreement(one: str, other: str) -> int:
-    """How many characters two texts have in common at their beginning."""
-    low, high = 0, min(len(one), len(other))
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if one[low:middle] == other[low:middle] else (low, middle - 1)
-    return low
 
 
 def _repeated_prompt(row: Field) -> Example:

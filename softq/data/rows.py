@@ -11,11 +11,15 @@ _CONTROLS = dict.fromkeys([*range(32), *range(127, 160), 0x2028, 0x2029], " ")
 class DataError(ValueError):
     """Bad data, in one line: file, row, field, what came, what was expected, what to do."""
 
+    def __init__(self, message: str) -> None:
+        super().__init__(message.translate(_CONTROLS))
+
 
 class Unusable(Exception):
     """One record can not be used: it is dropped by name, and the data goes on."""
 
     def __init__(self, reason: str, message: str = "", field: str = "") -> None:
+        message = message.translate(_CONTROLS)
         super().__init__(message or reason)
         self.reason, self.message, self.field = reason, message, field
 

@@ -80,8 +80,9 @@ def parquet_rows(stream: BufferedReader, name: str) -> Iterator[Row | Dropped]:
         try:
             file = pq.ParquetFile(source, page_checksum_verification=True)
             _check_names(file.schema_arrow.names, name)
-            batches = (read for batch in file.iter_batches(BATCH) for read in _batch(batch))
-            for index, read in enumerate(batches):
+            groups = range(file.num_row_groups)  # one by one: a reader of several keeps those that it has read
+            batches = (batch for n in groups for batch in file.iter_batches(BATCH, row_groups=[n]))
+            for index, read in enumerate(read for batch in batches for read in _batch(batch)):
                 yield _parquet_row(f"{name}[{index}]", read)
         except (pa.ArrowException, OSError, UnicodeError) as error:
             problem = " ".join(str(error).split())[:200]

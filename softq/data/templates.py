@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from softq.data.example import Message
+from softq.data.example import Message, agreement
 from softq.data.rows import DataError, Unusable
 
 CHATML = """\
@@ -31,6 +31,7 @@ class Script(NamedTuple):
     prompt: str
     said: tuple[str, ...]
     between: tuple[str, ...]  # one longer than said
+    others: str = ""  # the end of between[-1]: what others say after the policy's last words
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,14 @@ class Template:
             said.append(full[begin:end])
             between.append(full[at:begin])
             at = end
-        return Script(start, tuple(said), (*between, full[at:]))
+        own = self._closing(messages[: speaks[-1] + 1]) if speaks[-1] + 1 < len(messages) else full[at:]
+        others = full[at + agreement(full[at:], own) :]
+        return Script(start, tuple(said), (*between, full[at:]), others)
+
+    def _closing(self, messages: Sequence[Message]) -> str:
+        """What the template puts behind the last of these messages."""
+        full = self._render(messages)
+        return full[self._span(full, messages, len(messages) - 1)[1] :]
 
     def _span(self, full: str, messages: Sequence[Message], i: int) -> tuple[int, int]:
         """Where in the render the i-th message's own words begin and end.
