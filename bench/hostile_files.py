@@ -138,6 +138,7 @@ PACK: dict[str, Callable[[bytes], bytes]] = {
 
 def cases(rows: int, seed: int, large: bool = False) -> Iterator[Case]:
     """About so many rows in files of all kinds; each kind of file meets each format in turn."""
+    rows += rows // 64  # a damaged line may take its neighbour with it
     count = max(len(EXTENSIONS), rows // ROWS)
     for n in range(count):
         ending, format = EXTENSIONS[n % len(EXTENSIONS)], [*FORMATS][(n + n // len(EXTENSIONS)) % len(FORMATS)]
