@@ -58,6 +58,12 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+def account(what: str) -> str:
+    """The file of that name beside OUT."""
+    (file,) = Path().glob(f"out.*.{what}")
+    return str(file)
+
+
 def rows(path: str) -> list[dict]:
     return [json.loads(line) for line in Path(path).read_text().splitlines()]
 
@@ -86,7 +92,7 @@ def test_pairs_of_the_best_and_the_worst(here: Path, capsys: pytest.CaptureFixtu
     second = {"prompt": "c", "chosen": " y", "rejected": " x", "score_chosen": 1.0, "score_rejected": 0.5}
     assert converted("groups.jsonl --pairs best-worst", capsys) == [first, second]
     assert converted("groups.jsonl --pairs best-worst --margin 0.5 --overwrite", capsys) == [first]
-    lost = Counter((row["row"], row["field"], row["reason"]) for row in rows("out.dropped.jsonl"))
+    lost = Counter((row["row"], row["field"], row["reason"]) for row in rows(account("dropped.jsonl")))
     expected = {(1, "completions[2]", "not_paired"), (2, "", "equal_scores"), (3, "", "within_margin")}
     assert lost == dict.fromkeys(expected, 1)
 
@@ -127,7 +133,7 @@ def test_labels_of_pairs_and_of_groups(here: Path, capsys: pytest.CaptureFixture
         (False, 1.0),
     ]
     code, _, err = called(["data", "groups.jsonl", "--unpair", "--to", "other.jsonl"], capsys)
-    assert (code, "give the threshold" in err) == (3, True)
+    assert (code, "give the threshold" in err) == (2, True)
     assert not Path("other.jsonl").exists()
 
 
@@ -169,7 +175,7 @@ def test_sample_takes_a_share_or_a_number(here: Path, capsys: pytest.CaptureFixt
     half = converted("pairs.jsonl --sample 0.5 --overwrite", capsys)
     assert 7 <= len(half) <= 33
     code, _, err = called(["data", "pairs.jsonl", "--sample", "41", "--to", "more.jsonl"], capsys)
-    assert (code, "41 records were asked for and 40 are there" in err) == (3, True)
+    assert (code, "41 records were asked for and 40 are there" in err) == (2, True)
 
 
 def test_split_keeps_equal_prompts_on_one_side(here: Path, capsys: pytest.CaptureFixture) -> None:
@@ -198,7 +204,7 @@ def test_the_account_adds_up(here: Path, capsys: pytest.CaptureFixture) -> None:
     jsonl(here / "more.jsonl", [*PAIRS, *bad])
     words = ["data", "more.jsonl", "--sample", "12", "--split", "0.4", "held.jsonl.gz", "--to", "out.csv", "--json"]
     code, out, _ = called(words, capsys)
-    ledger = json.loads((here / "out.ledger.json").read_text())
+    ledger = json.loads(Path(account("ledger.json")).read_text())
     said = json.loads(out)
     assert code == 0
     assert ledger == {"command": shlex.join(["softq", *words]), **said}
@@ -209,19 +215,19 @@ def test_the_account_adds_up(here: Path, capsys: pytest.CaptureFixture) -> None:
     assert list(written["rows"]) == ["out.csv", "held.jsonl.gz"]
     assert sum(written["rows"].values()) == 12
     assert written["left_out"] == {"not_sampled": 28}
-    lost = Counter(row["reason"] for row in rows("out.dropped.jsonl"))
+    lost = Counter(row["reason"] for row in rows(account("dropped.jsonl")))
     assert lost == {**ledger["rows_dropped"], **written["left_out"]}
     for name, count in written["rows"].items():
         assert len(list(examples(name))) == count
-    first = next(row for row in rows("out.dropped.jsonl") if row["reason"] == "bad_type")
+    first = next(row for row in rows(account("dropped.jsonl")) if row["reason"] == "bad_type")
     assert (first["file"], first["row"], first["field"]) == ("more.jsonl", 42, "chosen")
-    ours = {"out.csv", "held.jsonl.gz", "out.ledger.json", "out.dropped.jsonl"}
+    ours = {"out.csv", "held.jsonl.gz", "out.csv.ledger.json", "out.csv.dropped.jsonl"}
     assert set(snapshot(here)) == ours | {"pairs.jsonl", "groups.jsonl", "labels.jsonl", "more.jsonl"}
 
 
 def test_nothing_dropped_is_an_empty_list(here: Path, capsys: pytest.CaptureFixture) -> None:
     converted("pairs.jsonl", capsys)
-    assert Path("out.dropped.jsonl").read_bytes() == b""
+    assert Path(account("dropped.jsonl")).read_bytes() == b""
 
 
 @pytest.mark.parametrize(
@@ -235,11 +241,11 @@ def test_nothing_dropped_is_an_empty_list(here: Path, capsys: pytest.CaptureFixt
 def test_the_recorded_command_gives_the_same_bytes(here: Path, line: str, capsys: pytest.CaptureFixture) -> None:
     assert called(["data", *shlex.split(line)], capsys)[0] == 0
     before = snapshot(here)
-    program, *words = shlex.split(json.loads((here / "out.ledger.json").read_text())["command"])
+    program, *words = shlex.split(json.loads(Path(account("ledger.json")).read_text())["command"])
     assert program == "softq"
     assert called([*words, "--overwrite"], capsys)[0] == 0
     after = snapshot(here)
-    del before["out.ledger.json"], after["out.ledger.json"]  # it tells the command
+    del before[account("ledger.json")], after[account("ledger.json")]  # it tells the command
     assert after == before
 
 
@@ -249,8 +255,8 @@ def test_with_a_model_what_it_can_not_take_is_left_out(
     long = {"prompt": "p", "chosen": " long" * 50, "rejected": " x", "id": 40}
     jsonl(here / "long.jsonl", [*PAIRS, long])
     assert converted(f"long.jsonl --model {model_directory} --max-length 64", capsys) == PAIRS
-    assert [(row["row"], row["reason"]) for row in rows("out.dropped.jsonl")] == [(41, "too_long")]
-    assert json.loads(Path("out.ledger.json").read_text())["tokens"]["dropped"] > 64
+    assert [(row["row"], row["reason"]) for row in rows(account("dropped.jsonl"))] == [(41, "too_long")]
+    assert json.loads(Path(account("ledger.json")).read_text())["tokens"]["dropped"] > 64
 
 
 @pytest.mark.parametrize("extension", EXTENSIONS)
@@ -261,7 +267,7 @@ def test_what_is_written_is_read_again_as_it_was(
     data = jsonl(tmp_path / "data.jsonl", KINDS[kind])
     out = tmp_path / f"out{extension}"
     assert called(["data", str(data), "--to", str(out)], capsys)[0] == 0
-    assert set(snapshot(tmp_path)) == {"data.jsonl", out.name, "out.ledger.json", "out.dropped.jsonl"}
+    assert set(snapshot(tmp_path)) == {"data.jsonl", out.name, f"{out.name}.ledger.json", f"{out.name}.dropped.jsonl"}
     ours, theirs = (stream(sources(str(path)), Reading()) for path in (data, out))
     assert theirs.kind == ours.kind
     pairs = zip((item.example for item in ours.items), (item.example for item in theirs.items), strict=True)
@@ -273,19 +279,23 @@ def test_what_is_written_is_read_again_as_it_was(
 
 
 FAILURES = {
-    "out is there": ("pairs.jsonl --to labels.jsonl", 3, "labels.jsonl: the file exists"),
-    "out2 is there": ("pairs.jsonl --to out.jsonl --split 0.4 labels.jsonl", 3, "labels.jsonl: the file exists"),
-    "its ledger is there": ("pairs.jsonl --to mine.jsonl", 3, "mine.ledger.json: the file exists"),
-    "out2 is its account": ("pairs.jsonl --to out.jsonl --split 0.4 out.dropped.jsonl", 3, "is where the account"),
+    "out is there": ("pairs.jsonl --to labels.jsonl", 2, "labels.jsonl: the file exists"),
+    "out2 is there": ("pairs.jsonl --to out.jsonl --split 0.4 labels.jsonl", 2, "labels.jsonl: the file exists"),
+    "its ledger is there": ("pairs.jsonl --to mine.jsonl", 2, "mine.jsonl.ledger.json: the file exists"),
+    "out2 is its account": (
+        "pairs.jsonl --to out.jsonl --split 0.4 out.jsonl.dropped.jsonl",
+        2,
+        "is where the account",
+    ),
     "no row is left": ("pairs.jsonl --to out.jsonl --sample 0.0001", 3, "no record is left to write"),
     "no row is left to hold out": ("pairs.jsonl --to out.jsonl --split 0.0001 held.jsonl", 3, "held.jsonl: no record"),
-    "no directory": ("pairs.jsonl --to nowhere/out.jsonl", 3, "there is no directory nowhere"),
-    "a directory": ("pairs.jsonl --to folder", 3, "folder: unknown file type"),
-    "a directory's name": ("pairs.jsonl --to folder.jsonl", 3, "folder.jsonl: is a directory"),
-    "no file's name": (f"pairs.jsonl --to {'n' * 240}.jsonl", 3, "can not be written: File name too long"),
-    "no such form": ("pairs.jsonl --to out.xlsx", 3, "unknown file type"),
-    "not groups": ("pairs.jsonl --to out.jsonl --pairs all", 3, "pairs_of takes groups"),
-    "not pairs": ("labels.jsonl --to out.jsonl --demonstrations", 3, "demonstrations takes pairs"),
+    "no directory": ("pairs.jsonl --to nowhere/out.jsonl", 2, "there is no directory nowhere"),
+    "a directory": ("pairs.jsonl --to folder", 2, "folder: unknown file type"),
+    "a directory's name": ("pairs.jsonl --to folder.jsonl", 2, "folder.jsonl: is a directory"),
+    "no file's name": (f"pairs.jsonl --to {'n' * 240}.jsonl", 1, "File name too long"),
+    "no such form": ("pairs.jsonl --to out.xlsx", 2, "unknown file type"),
+    "not groups": ("pairs.jsonl --to out.jsonl --pairs all", 2, "to make pairs, give groups"),
+    "not pairs": ("labels.jsonl --to out.jsonl --demonstrations", 2, "to take demonstrations, give pairs"),
     "not for Parquet": ("mixed.jsonl --to out.parquet --split 0.5 held.jsonl", 3, "field 'extra' does not fit"),
     "not for Parquet, the other": ("mixed.jsonl --to out.jsonl --split 0.5 held.parquet", 3, "'extra' does not fit"),
     "onto itself": ("pairs.jsonl --to pairs.jsonl --overwrite", 2, "pairs.jsonl: is read, or written already"),
@@ -297,7 +307,7 @@ FAILURES = {
 @pytest.mark.parametrize("name", FAILURES)
 def test_after_a_failure_nothing_has_changed(name: str, here: Path, capsys: pytest.CaptureFixture) -> None:
     line, expected, message = FAILURES[name]
-    (here / "mine.ledger.json").write_text("{}")
+    (here / "mine.jsonl.ledger.json").write_text("{}")
     for folder in ("folder", "folder.jsonl"):
         (here / folder).mkdir()
     odd = [{"prompt": f"q{n}", "chosen": " a", "rejected": " b", "extra": [1, "one"][n % 2]} for n in range(40)]
@@ -341,7 +351,7 @@ def test_a_file_that_another_wrote_meanwhile_stays(
     monkeypatch.setattr(converting, "row", slow)
     line = "data pairs.jsonl --to out.jsonl --split 0.4 held.jsonl"
     code, _, err = called(line.split(), capsys)
-    assert (code, "out.jsonl: the file exists" in err) == (3, True)
+    assert (code, "out.jsonl: the file exists" in err) == (2, True)
     assert (here / "out.jsonl").read_text() == "theirs"
     assert set(snapshot(here)) == {"pairs.jsonl", "groups.jsonl", "labels.jsonl", "out.jsonl"}
 
@@ -349,5 +359,5 @@ def test_a_file_that_another_wrote_meanwhile_stays(
 def test_an_old_file_is_replaced_with_its_account(here: Path, capsys: pytest.CaptureFixture) -> None:
     converted("groups.jsonl --pairs all", capsys)
     assert converted("pairs.jsonl --overwrite", capsys) == PAIRS
-    assert Path("out.dropped.jsonl").read_bytes() == b""
-    assert json.loads(Path("out.ledger.json").read_text())["rows_in"] == len(PAIRS)
+    assert Path(account("dropped.jsonl")).read_bytes() == b""
+    assert json.loads(Path(account("ledger.json")).read_text())["rows_in"] == len(PAIRS)

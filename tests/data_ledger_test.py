@@ -67,7 +67,7 @@ def test_a_ledger_in_words():
         "shared      100 of them (8%) repeat a prompt and are computed once",
         "checked     4 completions, 3 with exactly one end token, 1 with exactly one BOS; "
         "1 rows against the tokenizer's own ids of the whole text",
-        "duplicates  1 rows, kept",
+        "duplicates  1 used rows, kept",
         "boundary    1 rows with a token across it, split there: a.jsonl:1",
         "special     1 rows spell a special token in their own text: a.jsonl:1",
     ]
@@ -79,7 +79,7 @@ def test_a_ledger_without_tokens():
     ledger.enter("a", Dropped("a.jsonl:2", "bad_type"), Account())
     ledger.close()
     assert ledger.lines() == [
-        "rows        2 = 1 used + 1 dropped", "dropped     1 bad_type: a.jsonl:2", "duplicates  0 rows, kept"
+        "rows        2 = 1 used + 1 dropped", "dropped     1 bad_type: a.jsonl:2", "duplicates  0 used rows, kept"
     ]  # fmt: skip
     written = ledger.as_dict()
     assert [written[name] for name in ("tokens", "shared", "merged", "spelled", "completions", "finished")] == [

@@ -89,7 +89,8 @@ def test_names_differ(given, names):
     ({"name": "a"}, "data {'name': 'a'}: has no path; expected {path: FILE, name: …, weight: …}"),
     ({"path": 3}, "data {'path': 3}: has no path; expected {path: FILE, name: …, weight: …}"),
     (["a.jsonl", "zzz.csv"], "zzz.csv: no such file; check the name"),
-    ("a.jsonl,wieght=2", "a.jsonl,wieght=2: no such file; did you mean a.jsonl?"),
+    ("a.jsonl,wieght=2",
+     "data a.jsonl: option 'wieght' is unknown; expected name, weight, format, split, config, revision, entry"),
 ])  # fmt: skip
 def test_what_is_refused(given, message):
     assert refusal(given) == message

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from softq.data.example import Example
-from softq.data.rows import DataError, Dropped
+from softq.data.rows import Dropped
 from softq.data.transform import (
     best_of,
     demonstrations,
@@ -71,7 +71,7 @@ def test_unpair_judges_a_group_at_the_threshold():
         {"ref_logps": (-3.0,), "label": (0.0,)},  # 2 is not above 2
     ]
     assert [label.other for label in labels] == [{"id": 8, "score": score} for score in (1.0, 3.0, 2.0)]
-    with pytest.raises(DataError, match=r"^a:2: .*give the threshold"):
+    with pytest.raises(ValueError, match=r"^a:2: .*give the threshold"):
         list(unpair([GROUP]))
 
 
@@ -181,7 +181,7 @@ def test_exactly_n_in_their_order():
         assert len(places(found)) == n
         assert last <= places(found)
         last = places(found)
-    with pytest.raises(DataError, match="41 records were asked for and 40 are there"):
+    with pytest.raises(ValueError, match="41 records were asked for and 40 are there"):
         sample_exactly(records, 41, seed=2)
 
 
@@ -298,18 +298,18 @@ def test_records_are_conserved(prompts, share, seed):
 @pytest.mark.parametrize(
     ("transform", "record", "expected"),
     [
-        (unpair, LABEL, "a:3: the record is one of labels; unpair takes pairs or groups"),
-        (pairs_of, PAIR, "a:1: the record is one of pairs; pairs_of takes groups"),
-        (best_of, PAIR, "a:1: the record is one of pairs; best_of takes groups"),
-        (demonstrations, GROUP, "a:2: the record is one of groups; demonstrations takes pairs"),
-        (lambda r: flip(r, 1.0, seed=0), GROUP, "a:2: the record is one of groups; swap takes pairs or labels"),
-        (lambda r: length_match(r, seed=0), GROUP, "a:2: the record is one of groups; length_match takes pairs"),
-        (unpair, Example("a:5", "p", ()), "a:5: the record is one of prompts; unpair takes pairs or groups"),
+        (unpair, LABEL, "a:3: the record is one of labels; to unpair, give pairs or groups"),
+        (pairs_of, PAIR, "a:1: the record is one of pairs; to make pairs, give groups"),
+        (best_of, PAIR, "a:1: the record is one of pairs; to take the best, give groups"),
+        (demonstrations, GROUP, "a:2: the record is one of groups; to take demonstrations, give pairs"),
+        (lambda r: flip(r, 1.0, seed=0), GROUP, "a:2: the record is one of groups; to swap, give pairs or labels"),
+        (lambda r: length_match(r, seed=0), GROUP, "a:2: the record is one of groups; to match lengths, give pairs"),
+        (unpair, Example("a:5", "p", ()), "a:5: the record is one of prompts; to unpair, give pairs or groups"),
         (unpair, Example("a:5", "p", ("s", "t"), {"step_label": (1.0, 0.0)}), "a:5: the record is one of steps; .*"),
     ],
 )
 def test_a_record_of_another_kind_is_refused_by_name(transform, record, expected):
-    with pytest.raises(DataError, match=f"^{expected}$"):
+    with pytest.raises(ValueError, match=f"^{expected}$"):
         list(transform([record]))
 
 

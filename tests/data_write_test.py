@@ -16,7 +16,7 @@ from pyarrow import parquet
 from softq.data.example import Example
 from softq.data.files import read_rows
 from softq.data.formats import FORMATS, Reading, detect, parse_rows
-from softq.data.rows import DataError, Row
+from softq.data.rows import Row
 from softq.data.write import Writer, row
 
 FORMS = (
@@ -300,7 +300,7 @@ def test_a_path_that_can_not_be_written_is_refused_at_once(tmp_path):
     (tmp_path / "a.jsonl").write_text("mine")
     (tmp_path / "d.jsonl").mkdir()
     cases = {
-        "a.jsonl": "the file exists; name another, or overwrite it",
+        "a.jsonl": "the file exists; name another, or --overwrite",
         "d.jsonl": "is a directory; name a file",
         "no/a.jsonl": f"there is no directory {tmp_path}/no; make it, or name another",
         "a.txt": "unknown file type; expected one of .jsonl, .jsonl.gz, .jsonl.zst, .json, .json.gz, .json.zst, .csv, .csv.gz, "
@@ -309,7 +309,7 @@ def test_a_path_that_can_not_be_written_is_refused_at_once(tmp_path):
         "jsonl": "unknown file type",
     }
     for name, expected in cases.items():
-        with pytest.raises(DataError) as error:
+        with pytest.raises((ValueError, OSError)) as error:
             Writer(tmp_path / name)
         assert str(error.value).startswith(f"{tmp_path / name}: {expected}")
     assert (tmp_path / "a.jsonl").read_text() == "mine"
@@ -339,7 +339,7 @@ def test_the_whole_file_or_none_of_it(tmp_path, form, recwarn):
 def test_a_file_that_appears_meanwhile_is_kept(tmp_path):
     path = tmp_path / "a.jsonl"
     rows = ({"a": path.write_text("mine")} for _ in range(2))
-    with pytest.raises(DataError, match=r"a\.jsonl: the file exists"):
+    with pytest.raises((ValueError, OSError), match=r"a\.jsonl: the file exists"):
         written(path, rows)
     assert path.read_text() == "mine"
     assert os.listdir(tmp_path) == ["a.jsonl"]
@@ -354,6 +354,6 @@ def test_no_rows_make_no_file(tmp_path, form):
 @pytest.mark.parametrize("form", FORMS)
 def test_a_full_disk_is_one_line(tmp_path, form):
     os.symlink("/dev/full", Writer(tmp_path / f"a{form}")._partial)
-    with pytest.raises(DataError, match=r"can not be written: .*No space left"):
+    with pytest.raises((ValueError, OSError), match=r"can not be written: .*No space left"):
         written(tmp_path / f"a{form}", ({"a": f"{n * 7919 % 3001}" * 50} for n in range(3000)))
     assert os.listdir(tmp_path) == []

@@ -5,6 +5,7 @@ import json
 import math
 import shlex
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -24,7 +25,7 @@ from softq.lm.tokenizer import load_tokenizer
 USAGE = "softq data FILE… [--model M] [options]"
 DESCRIPTION = """Read preference data as training would, and say what becomes of every row and token; write nothing,
 unless --to. FILE is a file (.jsonl .json .csv .tsv .parquet, each also .gz or .zst), a data set of the hub
-(owner/name), or either with options: FILE,name=N,weight=W,format=F,split=S,config=C,entry=E. Exit 0 when usable rows
+(owner/name), or either with options: FILE,name=N,weight=W,format=F,split=S,config=C,revision=R,entry=E. Exit 0 when usable rows
 remain, 3 when none do, or when any was dropped under --strict."""
 
 
@@ -33,6 +34,10 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise ValueError(f"{message}; softq data --help lists the options")
+
+
+class _Dropped(DataError):
+    """Rows were dropped, and --strict was asked for."""
 
 
 def run(words: list[str]) -> int:
@@ -47,10 +52,11 @@ def run(words: list[str]) -> int:
     encoder, notes = _encoder(options)
     review = Review(stream(of, reading, encoder), of, encoder.max_length if encoder else None)
     shown: list[Example] = []
-    items = _kept(review, shown, options.show)
+    items = _kept(review, shown, options)
     written: Written | None = None
     if options.to:
-        written = _convert(options, review, (item.example for item in items), words)
+        with suppress(_Dropped):  # said at the end, behind the account
+            written = _convert(options, review, (item.example for item in items), words)
     else:
         for _ in items:
             pass
@@ -60,9 +66,8 @@ def run(words: list[str]) -> int:
     else:
         Shown(review, written).show(notes, findings, [_explained(example, encoder) for example in shown])
     check_any(review.ledger, next(iter(review.troubles.values()), None))
-    lost = review.ledger.rows - review.ledger.used
-    if options.strict and lost:
-        raise DataError(f"--strict: {lost:,} of {review.ledger.rows:,} rows were dropped")
+    if options.strict:
+        _check_strict(review)
     return 0
 
 
@@ -176,12 +181,22 @@ def _encoder(options: argparse.Namespace) -> tuple[Encoder | None, tuple[str, ..
     return Encoder(spoken.tokenizer, spoken.end_ids, options.max_length or 1024, chosen, keep), spoken.notes
 
 
-def _kept(review: Review, shown: list[Example], count: int) -> Iterator[Any]:
-    """The rows as they pass; the first usable ones are kept to be shown."""
+def _kept(review: Review, shown: list[Example], options: argparse.Namespace) -> Iterator[Any]:
+    """The rows as they pass; the first usable ones are kept to be shown. A strict conversion ends before it is written."""
     for item in review.items():
-        if len(shown) < count and isinstance(item.example, Example):
+        if len(shown) < options.show and isinstance(item.example, Example):
             shown.append(item.example)
         yield item
+    if options.to and options.strict:
+        _check_strict(review)
+
+
+def _check_strict(review: Review) -> None:
+    lost = review.ledger.rows - review.ledger.used
+    if lost:
+        first = next(iter(review.troubles.values()))
+        told = f"the first because {first.where}: {first.message or first.reason}"
+        raise _Dropped(f"--strict: {lost:,} of {review.ledger.rows:,} rows were dropped, {told}")
 
 
 def _convert(options: argparse.Namespace, review: Review, records: Iterator[Any], words: list[str]) -> Written:

@@ -4,6 +4,7 @@
 """
 
 import os
+import signal
 import sys
 import warnings
 from difflib import get_close_matches
@@ -36,6 +37,7 @@ def main(arguments: list[str] | None = None) -> None:
     sys.path.insert(0, os.getcwd())  # so that a user's own method is importable
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what is half written is cleaned away
     sys.exit(_guarded(words[0], words[1:]))
 
 

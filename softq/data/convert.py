@@ -12,7 +12,6 @@ from softq.data import transform
 from softq.data.example import Example
 from softq.data.read import dropped_line
 from softq.data.rows import DataError, Dropped
-from softq.data.sinks import EXTENSIONS
 from softq.data.transform import Record
 from softq.data.write import Writer, row
 
@@ -103,10 +102,8 @@ def write_ledger(file: Path, document: Mapping[str, Any]) -> None:
 
 
 def beside(file: Path, what: str) -> Path:
-    """pairs.jsonl.gz, "ledger.json" -> pairs.ledger.json, in the same directory."""
-    name = file.name.lower()
-    end = max((end for end in EXTENSIONS if name.endswith(end)), key=len, default="")
-    return file.with_name(f"{file.name[: len(file.name) - len(end)]}.{what}")
+    """pairs.jsonl.gz, "ledger.json" -> pairs.jsonl.gz.ledger.json, in the same directory."""
+    return file.with_name(f"{file.name}.{what}")
 
 
 def _changed(records: Iterable[Record], kind: str, changes: Changes) -> tuple[str, Iterator[Record]]:
@@ -150,9 +147,9 @@ def _check_beside(files: Sequence[Path], target: Target) -> None:
     """The account of FILE takes the place of nothing that is not its own."""
     for file in (beside(target.file, what) for what in ACCOUNT):
         if file in files:
-            raise DataError(f"{file}: is where the account of {target.file} goes; name another")
+            raise ValueError(f"{file}: is where the account of {target.file} goes; name another")
         if file.exists() and not target.overwrite:
-            raise DataError(f"{file}: the file exists; name another than {target.file}, or overwrite it")
+            raise ValueError(f"{file}: the file exists; name another than {target.file}, or --overwrite")
 
 
 def _check_rows(rows: Mapping[str, int], files: list[Path], left_out: Mapping[str, int]) -> None:

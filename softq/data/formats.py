@@ -1,5 +1,6 @@
 """The known formats of preference data: a name, a shape and a parser each; which one rows are in; their further fields."""
 
+import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from itertools import pairwise
@@ -44,8 +45,10 @@ def _dialogues(row: Mapping[str, Any]) -> bool:
 
 
 def _unprompted(row: Mapping[str, Any]) -> bool:
-    """No field beside chosen and rejected holds what may be the prompt; messages bring their own."""
-    return not isinstance(row["chosen"], str) or not any(name in row for name in CALLED["prompt"])
+    """No field beside chosen and rejected holds what may be the prompt, a text or messages; messages bring their own."""
+    beside = (value for name, value in row.items() if name not in ("chosen", "rejected", *OPTIONS))
+    texts = (isinstance(value, list) or (isinstance(value, str) and " " in value.strip()) for value in beside)
+    return not isinstance(row["chosen"], str) or not (any(texts) or any(name in row for name in CALLED["prompt"]))
 
 
 CALLED = {
@@ -304,6 +307,9 @@ def _undetected(looked: list[Row | Dropped]) -> DataError:
     guess = _meant(first.value, FORMATS)
     if guess:
         return DataError(f"{first.where}: unknown format; the fields are {came}; did you mean --rename {guess}?")
+    if {"chosen", "rejected"} <= set(first.value):
+        advice = "--rename prompt=FIELD says which is the prompt; --format implicit takes what both texts begin with"
+        return DataError(f"{first.where}: chosen and rejected are texts beside {came}; {advice}")
     shapes = "; ".join(", ".join(FORMATS[name].marks) for name in COMMON)
     advice = f"--rename OURS=THEIRS to fit {shapes}; or messages (docs/data.md has all formats)"
     return DataError(f"{first.where}: unknown format; the fields are {came}; {advice}")
@@ -325,7 +331,7 @@ def _meant(row: Mapping[str, Any], names: Iterable[str]) -> str:
         free = [name for name in row if name not in format.marks]
         near = {mark: _alike(mark, free) for mark in missing}
         if missing and all(near.values()):
-            return " ".join(f"{mark}={name}" for mark, name in near.items())
+            return " ".join(shlex.quote(f"{mark}={name}") for mark, name in near.items())
     return ""
 
 

@@ -131,13 +131,14 @@ class Ledger(Tally):
             parts = " + ".join(f"{count:,} {name}" for name, count in self.tokens.items())
             share = f" ({self.shared / self.read:.0%})" if self.read else ""
             bos = f", {self.one_bos:,} with exactly one BOS" if self.bos else ""
+            bos += " (the chat template puts none, nor will generation)" if self.bos and not self.one_bos else ""
             lines += [
                 f"tokens      {self.read:,} = {parts}",
                 f"shared      {self.shared:,} of them{share} repeat a prompt and are computed once",
                 f"checked     {self.completions:,} completions, {self.finished:,} with exactly one end token{bos}; "
                 f"{self.compared:,} rows against the tokenizer's own ids of the whole text",
             ]
-        lines.append(f"duplicates  {self.duplicates:,} rows, kept")
+        lines.append(f"duplicates  {self.duplicates:,} used rows, kept")
         if self.merged:
             named = self._named("merged", self.merged)
             lines.append(f"boundary    {self.merged:,} rows with a token across it, split there: {named}")

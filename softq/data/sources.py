@@ -12,7 +12,7 @@ from softq.data.rows import DataError, Dropped, Row, excerpt
 
 Given = str | PathLike[str] | Mapping[str, Any]
 
-_OPTION = re.compile(r",(?=(?:name|weight|format|split|config|revision|entry)=)")
+_OPTION = re.compile(",(?=[a-z]+=)")
 _HUB = re.compile(r"[\w.-]+/[\w.-]+")
 
 

@@ -15,7 +15,7 @@ from itertools import combinations
 from typing import Any
 
 from softq.data.example import Example, Text
-from softq.data.rows import DataError, Dropped
+from softq.data.rows import Dropped
 
 Record = Example | Dropped
 
@@ -32,10 +32,10 @@ def unpair(records: Iterable[Record], *, threshold: float | None = None) -> Iter
     """
 
     def labels(example: Example) -> Iterator[Record]:
-        if _expect(example, "unpair", "pairs", "groups") == "pairs":
+        if _expect(example, "to unpair", "pairs", "groups") == "pairs":
             good = [True, False]
         elif threshold is None:
-            raise DataError(f"{example.where}: a group is unpaired at a threshold on its scores; give the threshold")
+            raise ValueError(f"{example.where}: a group is unpaired at a threshold on its scores; give the threshold")
         else:
             good = [score > threshold for score in example.columns["reward"]]
         for i, is_good in enumerate(good):
@@ -56,7 +56,7 @@ def pairs_of(records: Iterable[Record], how: str = "best-worst", *, margin: floa
         raise ValueError(f"how is {how!r}; expected one of {', '.join(PAIRINGS)}")
 
     def pairs(example: Example) -> Iterator[Record]:
-        _expect(example, "pairs_of", "groups")
+        _expect(example, "to make pairs", "groups")
         scores = example.columns["reward"]
         found = [(c, r) for c, r in PAIRINGS[how](scores) if scores[c] - scores[r] > margin]
         for c, r in found:
@@ -76,7 +76,7 @@ def best_of(records: Iterable[Record]) -> Iterator[Record]:
     """Groups -> rows: the completion with the highest score, of equals the first; each other one is not_best."""
 
     def best(example: Example) -> Iterator[Record]:
-        _expect(example, "best_of", "groups")
+        _expect(example, "to take the best", "groups")
         scores = example.columns["reward"]
         first = scores.index(max(scores))
         yield _one(example, first)
@@ -89,7 +89,7 @@ def demonstrations(records: Iterable[Record]) -> Iterator[Record]:
     """Pairs -> rows: the chosen completion; the rejected one is not_chosen."""
 
     def chosen(example: Example) -> Iterator[Record]:
-        _expect(example, "demonstrations", "pairs")
+        _expect(example, "to take demonstrations", "pairs")
         yield _one(example, 0)
         yield Dropped(example.where, "not_chosen", field="rejected")
 
@@ -101,7 +101,7 @@ def swap(example: Example) -> Example:
 
     label_probability p -> 1 - p, margin -> -margin, and an other field is renamed: score_chosen <-> score_rejected.
     """
-    if _expect(example, "swap", "pairs", "labels") == "pairs":
+    if _expect(example, "to swap", "pairs", "labels") == "pairs":
         columns = {name: values[::-1] for name, values in example.columns.items()}
         other = {_SIDE.sub(_opposite, name): value for name, value in example.other.items()}
         swapped = example._replace(completions=example.completions[::-1], other=other)
@@ -145,7 +145,7 @@ def sample_exactly(records: Iterable[Record], n: int, *, seed: int) -> Iterator[
     held = list(records)
     places = [place for place, record in enumerate(held) if isinstance(record, Example)]
     if not 0 <= n <= len(places):
-        raise DataError(f"{n} records were asked for and {len(places)} are there; ask for 0 to {len(places)}")
+        raise ValueError(f"{n} records were asked for and {len(places)} are there; ask for 0 to {len(places)}")
     kept = set(sorted(places, key=lambda place: _draw("sample", seed, place))[:n])
     return _only(held, kept, "not_sampled")
 
@@ -163,7 +163,7 @@ def length_match(records: Iterable[Record], *, seed: int, width: float = 0.1) ->
     bins: dict[int, tuple[list[int], list[int]]] = defaultdict(lambda: ([], []))
     for place, record in enumerate(held):
         if isinstance(record, Example):
-            _expect(record, "length_match", "pairs")
+            _expect(record, "to match lengths", "pairs")
             chosen, rejected = (length(text) for text in record.completions)
             ratio = math.log((chosen + 1) / (rejected + 1))
             if ratio:
@@ -266,7 +266,7 @@ def _kind(example: Example) -> str:
 def _expect(example: Example, transform: str, *kinds: str) -> str:
     kind = _kind(example)
     if kind not in kinds:
-        raise DataError(f"{example.where}: the record is one of {kind}; {transform} takes {' or '.join(kinds)}")
+        raise ValueError(f"{example.where}: the record is one of {kind}; {transform}, give {' or '.join(kinds)}")
     return kind
 
 

@@ -50,7 +50,7 @@ class Writer:
         name = self.path.name.lower()
         extension = max((end for end in EXTENSIONS if name.endswith(end)), key=len, default=None)
         if extension is None:
-            raise DataError(f"{self.path}: unknown file type; expected one of {', '.join(EXTENSIONS)}")
+            raise ValueError(f"{self.path}: unknown file type; expected one of {', '.join(EXTENSIONS)}")
         self._form, self._pack = EXTENSIONS[extension]
         self._partial = self.path.with_name(f".{self.path.name}.{os.getpid()}.partial")
         self._open = ExitStack()
@@ -90,11 +90,11 @@ class Writer:
 
     def _check(self) -> None:
         if not self.path.parent.is_dir():
-            raise DataError(f"{self.path}: there is no directory {self.path.parent}; make it, or name another")
+            raise ValueError(f"{self.path}: there is no directory {self.path.parent}; make it, or name another")
         if self.path.is_dir():
-            raise DataError(f"{self.path}: is a directory; name a file")
+            raise ValueError(f"{self.path}: is a directory; name a file")
         if self.path.exists() and not self.overwrite:
-            raise DataError(f"{self.path}: the file exists; name another, or overwrite it")
+            raise ValueError(f"{self.path}: the file exists; name another, or --overwrite")
 
 
 class Texts(NamedTuple):
@@ -176,4 +176,4 @@ def _named(path: Path) -> Iterator[None]:
         message = str(error)
         raise DataError(message if message.startswith(f"{path}: ") else f"{path}: {message}") from error
     except OSError as error:
-        raise DataError(f"{path}: can not be written: {error.strerror or error}") from error
+        raise OSError(f"{path}: can not be written: {error.strerror or error}") from error

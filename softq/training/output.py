@@ -26,18 +26,25 @@ class OutputError(ValueError):
     """The output directory can not be used as asked."""
 
 
-def claim(directory: Path, *, overwrite: bool) -> None:
-    """Make the directory, or take over one that an earlier run wrote; refuse anything else that is not empty."""
+def refuse(directory: Path, *, overwrite: bool) -> None:
+    """Raise OutputError where the directory can not be made or written, or holds anything that may not be replaced."""
     if directory.exists() and not directory.is_dir():
         raise OutputError(f"--output {directory} is a file; give a directory")
+    there = next(path for path in (directory, *directory.parents) if path.exists())
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise OutputError(f"--output {directory} can not be written: {there} is closed to you; give another")
     held = sorted(path.name for path in directory.iterdir()) if directory.exists() else []
     if held and not overwrite:
         raise OutputError(f"--output {directory} is not empty (it holds {held[0]}); give another, or --overwrite")
-    if held:
-        for name in _files(directory / MANIFEST):
-            (directory / name).unlink(missing_ok=True)
+
+
+def claim(directory: Path, *, overwrite: bool) -> None:
+    """Make the directory, or take over one that an earlier run wrote, whose files it removes."""
+    refuse(directory, overwrite=overwrite)
     try:
         directory.mkdir(parents=True, exist_ok=True)
+        for name in _files(directory / MANIFEST):
+            (directory / name).unlink(missing_ok=True)
     except OSError as error:
         raise OutputError(f"--output {directory} can not be made: {error.strerror}") from error
 

@@ -154,7 +154,7 @@ def _check_stored(name: str, method: Method, data: Data) -> None:
     if not data.stored:
         return
     other = [readout.name for readout in method.needs if "ref" in readout.models and readout.name != "ref_logp"]
-    advice = "remove the column ref_logps, and the reference is scored"
+    advice = "remove the stored log-probs from the data, and the reference is scored"
     if other:
         raise ValueError(
             f"{name} reads {', '.join(other)} of the reference, and the data stores its log-probs alone; {advice}"
@@ -177,7 +177,7 @@ def _check_sums(method: Method, loaded: Loaded, batch: Batch, budget: int) -> No
         )
         seen.append(torch.cat([loss.detach()[None], torch.autograd.grad(loss, leaf)[0].flatten()]))
     if not torch.allclose(seen[0], seen[1], rtol=1e-3, atol=1e-5):
-        advice = "remove the column ref_logps, and the reference is scored"
+        advice = "remove the stored log-probs from the data, and the reference is scored"
         raise ValueError(
             f"the loss reads the reference token by token, and the data stores sums over completions; {advice}"
         )

@@ -15,7 +15,7 @@ from softq.lm.score import Models
 from softq.lm.tokenizer import load_tokenizer
 from softq.records import Method
 from softq.training.loop import evaluate, train
-from softq.training.output import MANIFEST, METRICS, account, claim, manifest, save, write_json
+from softq.training.output import MANIFEST, METRICS, account, claim, manifest, refuse, save, write_json
 from softq.training.plan import NonFiniteLoss
 from softq.training.prepare import Data, RunError, checked, facts, load_models, named, read_data
 from softq.training.settings import Settings
@@ -62,6 +62,8 @@ def run(
     OutputError, ValueError (settings) or RunError.
     """
     directory = Path(settings.output)
+    if not dry:
+        refuse(directory, overwrite=settings.overwrite)
     AcceleratorState._reset_state()  # it is one for the process, and an earlier run may have had another precision
     accelerator = Accelerator(mixed_precision="bf16" if settings.bf16 else "no")
     set_seed(settings.seed)
