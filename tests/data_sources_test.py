@@ -1,5 +1,6 @@
 """softq.data.sources, factory and stream: what a user may name, and which rows come of it."""
 
+import datetime
 import json
 
 import pytest
@@ -290,7 +291,14 @@ def test_a_data_set_of_the_hub(hub):
     asked, given = hub
     call = {"role": "assistant", "content": None, "tool_calls": [{"name": "T", "x": None}], "name": None}
     given += [
-        {"prompt": "Q:", "chosen": " a", "rejected": " b", "weight": None, "meta": {"x": None, "y": 1}},
+        {
+            "prompt": "Q:",
+            "chosen": " a",
+            "rejected": " b",
+            "weight": None,
+            "meta": {"x": None, "y": 1},
+            "day": datetime.date(2026, 1, 2),
+        },
         {"chosen": [call, {"role": "tool", "content": "c", "tool_calls": None}]},
         "no row",
     ]
@@ -298,10 +306,14 @@ def test_a_data_set_of_the_hub(hub):
     assert asked == []
     first, second, third = rows_of(source)
     assert asked == [(("org/set", "en"), {"split": "test", "revision": "7", "streaming": True})]
-    assert first == Row("org/set[0]", {"prompt": "Q:", "chosen": " a", "rejected": " b", "meta": {"y": 1}})
+    assert first == Row(
+        "org/set[0]", {"prompt": "Q:", "chosen": " a", "rejected": " b", "meta": {"y": 1}, "day": "2026-01-02"}
+    )
     call = {"role": "assistant", "content": None, "tool_calls": [{"name": "T"}]}
     assert second == Row("org/set[1]", {"chosen": [call, {"role": "tool", "content": "c"}]})
-    assert third == Dropped("org/set[2]", "bad_type", "the row is no object", "", "no row")
+    assert third == Dropped(
+        "org/set[2]", "bad_type", "the row is a string; expected an object with named fields", "", "no row"
+    )
 
 
 def test_rows_of_the_hub_are_streamed(monkeypatch):

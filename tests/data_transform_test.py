@@ -10,13 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from softq.data.example import Example
+from softq.data.example import Example, characters
 from softq.data.rows import Dropped
 from softq.data.transform import (
     best_of,
     demonstrations,
     flip,
-    length,
     length_match,
     pairs_of,
     sample,
@@ -187,7 +186,7 @@ def test_exactly_n_in_their_order():
 
 def test_chance_is_the_same_in_every_process():
     assert sorted(places(sample(pairs(40), 0.2, seed=3))) == [7, 13, 18, 20, 21, 27, 39]
-    program = "from softq.data.transform import *; from softq.data.example import Example as E;"
+    program = "from softq.data.transform import *; from softq.data.example import Example, characters as E;"
     program += "print([split(.5, seed=1)(E('', p, ())) for p in ['a', 'b', 'é', [{'role': 'user', 'content': 'a'}]]])"
     held = split(0.5, seed=1)
     prompts = ["a", "b", "é", [{"content": "a", "role": "user"}]]  # the order of a message's fields does not matter
@@ -219,7 +218,8 @@ def by_prompt(examples):
 
 def longer(examples) -> Counter:
     signs = [
-        (length(e.completions[0]) > length(e.completions[1])) - (length(e.completions[0]) < length(e.completions[1]))
+        (characters(e.completions[0]) > characters(e.completions[1]))
+        - (characters(e.completions[0]) < characters(e.completions[1]))
         for e in examples
     ]
     return Counter(signs)
@@ -237,7 +237,7 @@ def test_length_match_by_hand():
 
 def test_length_counts_what_messages_say():
     call = {"role": "assistant", "content": None, "tool_calls": []}
-    assert [length(text) for text in ("", "ab", [{"role": "user", "content": "abc"}, call])] == [0, 2, 3]
+    assert [characters(text) for text in ("", "ab", [{"role": "user", "content": "abc"}, call])] == [0, 2, 3]
 
 
 @given(st.lists(st.tuples(st.integers(0, 30), st.integers(0, 30)), max_size=60), st.integers(0, 5))

@@ -65,7 +65,7 @@ def run(words: list[str]) -> int:
         print(json.dumps(_document(review, findings, written), ensure_ascii=False))
     else:
         Shown(review, written).show(notes, findings, [_explained(example, encoder) for example in shown])
-    check_any(review.ledger, next(iter(review.troubles.values()), None))
+    check_any(review)
     if options.strict:
         _check_strict(review)
     return 0

@@ -12,6 +12,7 @@ from softq.data import transform
 from softq.data.example import Example
 from softq.data.read import dropped_line
 from softq.data.rows import DataError, Dropped
+from softq.data.store import write_json
 from softq.data.transform import Record
 from softq.data.write import Writer, row
 
@@ -95,10 +96,7 @@ def convert(records: Iterable[Record], kind: str, changes: Changes, target: Targ
 
 def write_ledger(file: Path, document: Mapping[str, Any]) -> None:
     """FILE's ledger.json, whole or not at all."""
-    path = beside(file, "ledger.json")
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    partial.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    write_json(beside(file, "ledger.json"), document)
 
 
 def beside(file: Path, what: str) -> Path:

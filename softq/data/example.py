@@ -28,3 +28,8 @@ def agreement(one: str, other: str) -> int:
         middle = (low + high + 1) // 2
         low, high = (middle, high) if one[low:middle] == other[low:middle] else (low, middle - 1)
     return low
+
+
+def characters(text: Text) -> int:
+    """How long a text is; of messages, their contents."""
+    return len(text) if isinstance(text, str) else sum(len(message.get("content") or "") for message in text)

@@ -5,8 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from softq.data.encode import texts
-from softq.data.example import Example, Text
+from softq.data.example import Example, characters
 from softq.data.rows import Dropped
 from softq.data.stream import Item
 
@@ -72,8 +71,8 @@ class Lengths:
             return [("prompt", prompt), *self._said(lengths), *whole]
         if not isinstance(item.example, Example):
             return []
-        lengths = [_characters(completion) for completion in item.example.completions]
-        prompt = _characters(item.example.prompt)
+        lengths = [characters(completion) for completion in item.example.completions]
+        prompt = characters(item.example.prompt)
         return [("prompt", prompt), *self._said(lengths), ("whole", prompt + max(lengths, default=0))]
 
     def _said(self, lengths: list[int]) -> list[tuple[str, int]]:
@@ -85,10 +84,6 @@ def _too_long(item: Item, limit: int) -> bool:
     """Some rows are not tokenised at all: their characters are too many for the limit."""
     named = isinstance(item.example, Dropped) and item.example.reason in TOO_LONG
     return named or item.account.longest > limit or item.account.cut > 0
-
-
-def _characters(text: Text) -> int:
-    return sum(map(len, texts(Example("", text, ()))))
 
 
 def _rounded(length: int) -> int:

@@ -15,8 +15,10 @@ from typing import Any, NamedTuple
 from transformers import PreTrainedTokenizerBase
 
 from softq.data.encode import Encoder
+from softq.data.example import Example
 from softq.data.formats import Reading
 from softq.data.ledger import Ledger, place
+from softq.data.review import Review
 from softq.data.rows import DataError, Dropped
 from softq.data.sources import DataSource, Given, opened, sources
 from softq.data.store import Records, Store, whole
@@ -26,7 +28,6 @@ from softq.data.templates import CHATML
 _COMMIT = re.compile("[0-9a-f]{40}")
 SHOWN = 12  # ids on each side of a boundary
 DROPPED, MERGED = "dropped.jsonl", "merged.jsonl"
-LISTED = 100  # other fields that are named
 
 
 class Dataset(NamedTuple):
@@ -104,37 +105,35 @@ def read(
 
 def _encode(of: Sequence[DataSource], reading: Reading, encoder: Encoder, directory: Path) -> Mapping[str, Any]:
     """Read and encode everything into a store at `directory`; what is said of it."""
-    kind, formats, items = stream(of, reading, encoder)
-    ledger, ends, other, first = Ledger(), set(), {}, None
+    review = Review(stream(of, reading, encoder), of, encoder.max_length)
+    ends: set[int] = set()
     with Store(directory) as store:
-        for number, example, record, account in items:
-            ledger.enter(of[number].name, example, account)
-            ends |= {account.template_end} - {None}
-            if isinstance(example, Dropped):
-                first = first or example
-                store.line(DROPPED, dropped_line(example))
-                continue
-            if account.merged:
-                store.line(MERGED, dict(zip(("file", "row"), place(example.where), strict=True)))
-            other |= dict.fromkeys(example.other) if len(other) < LISTED else {}
-            assert record is not None
-            store.add(record)
-        ledger.close()
-        check_any(ledger, first)
+        for item in review.items():
+            if isinstance(item.example, Dropped):
+                store.line(DROPPED, dropped_line(item.example))
+            if item.account.merged and isinstance(item.example, Example):
+                store.line(MERGED, dict(zip(("file", "row"), place(item.example.where), strict=True)))
+            if item.account.template_end is not None:
+                ends.add(item.account.template_end)
+            if item.encoded is not None:
+                store.add(item.encoded)
+        check_any(review)
         said = {
-            "kind": kind,
-            "formats": formats,
-            "ledger": ledger.as_dict(),
+            "kind": review.stream.kind,
+            "formats": review.stream.formats,
+            "ledger": review.ledger.as_dict(),
             "template_ends": sorted(ends),
-            "other_columns": list(other),
+            "other_columns": list(review.other),
         }
         store.finish(said)
     return said
 
 
-def check_any(ledger: Ledger, first: Dropped | None) -> None:
+def check_any(review: Review) -> None:
     """DataError where no row is left."""
-    if ledger.used == 0 and first is not None:
+    ledger = review.ledger
+    if ledger.used == 0 and review.troubles:
+        first = next(iter(review.troubles.values()))
         counts = ", ".join(f"{count} {reason}" for reason, count in ledger.dropped.items())
         told = f"{first.where}: {first.message or first.reason}"
         rows = f"all {ledger.rows:,} rows were" if ledger.rows > 1 else "the only row was"

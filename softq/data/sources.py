@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 
 from softq.data.factory import Entry, entry_of
 from softq.data.files import EXTENSIONS, check_file, read_rows
-from softq.data.rows import DataError, Dropped, Row, excerpt
+from softq.data.rows import DataError, Dropped, Row
+from softq.data.table_rows import table_row
 
 Given = str | PathLike[str] | Mapping[str, Any]
 
@@ -128,7 +129,7 @@ def _streamed(source: DataSource) -> Iterator[Row | Dropped]:
 
         stream = load_dataset(source.path, source.config, split=source.split, revision=source.revision, streaming=True)
         for value in stream:
-            yield _tidy(f"{source.path}[{rows}]", value)
+            yield table_row(f"{source.path}[{rows}]", value)
             rows += 1
     except ImportError as error:
         came = f"{source.path}: no such file, and the hub is read with the package datasets, which is missing"
@@ -139,16 +140,3 @@ def _streamed(source: DataSource) -> Iterator[Row | Dropped]:
         raise DataError(f"{source.path}: {came} ({message})") from error
     if not rows:
         raise DataError(f"{source.path}: split {source.split!r} is empty; expected at least one row")
-
-
-def _tidy(where: str, value: Any) -> Row | Dropped:
-    """A row without the nulls that a unified schema puts where nothing was."""
-    if not isinstance(value, dict):
-        return Dropped(where, "bad_type", "the row is no object", "", excerpt(str(value)))
-    return Row(where, {name: _without_nulls(cell) for name, cell in value.items() if cell is not None})
-
-
-def _without_nulls(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_nulls(cell) for key, cell in value.items() if cell is not None or key == "content"}
-    return [_without_nulls(cell) for cell in value] if isinstance(value, list) else value

@@ -164,3 +164,10 @@ def whole(directory: Path) -> Mapping[str, Any] | None:
 
 def _mapped(file: Path, kind: Any) -> np.ndarray:
     return np.memmap(file, kind, "r") if file.stat().st_size else np.empty(0, kind)
+
+
+def write_json(path: Path, document: Any) -> None:
+    """The whole file or none of it."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(partial, path)

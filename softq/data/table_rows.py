@@ -11,7 +11,7 @@ from shutil import copyfileobj
 from typing import Any
 
 from softq.data.json_rows import DEEPEST, check_utf8, decode
-from softq.data.rows import DataError, Dropped, Row, Unusable, dropped
+from softq.data.rows import DataError, Dropped, Row, Unusable, came, dropped
 
 NUMBERS = (
     "weight margin label_probability score score_chosen score_rejected ref_chosen_logps ref_rejected_logps".split()
@@ -83,7 +83,7 @@ def parquet_rows(stream: BufferedReader, name: str) -> Iterator[Row | Dropped]:
             groups = range(file.num_row_groups)  # one by one: a reader of several keeps those that it has read
             batches = (batch for n in groups for batch in file.iter_batches(BATCH, row_groups=[n]))
             for index, read in enumerate(read for batch in batches for read in _batch(batch)):
-                yield _parquet_row(f"{name}[{index}]", read)
+                yield table_row(f"{name}[{index}]", read)
         except (pa.ArrowException, OSError, UnicodeError) as error:
             problem = " ".join(str(error).split())[:200]
             raise DataError(f"{name}: damaged or truncated Parquet file ({problem}); copy it again") from error
@@ -190,10 +190,13 @@ def _batch(batch: Any) -> Iterator[dict[str, Any] | Unusable]:
             yield Unusable(reason, f"{str(error)[:200]}; repair the row")
 
 
-def _parquet_row(where: str, read: dict[str, Any] | Unusable) -> Row | Dropped:
+def table_row(where: str, read: Any) -> Row | Dropped:
+    """A row of a typed table, in the types of JSON and without the nulls of what was not there."""
     if isinstance(read, Unusable):
         return dropped(where, read, "")
     try:
+        if not isinstance(read, dict):
+            raise Unusable("bad_type", f"the row is {came(read)}; expected an object with named fields")
         return Row(where, {field: _plain(value, field) for field, value in read.items() if value is not None})
     except Unusable as fault:
         return dropped(where, fault, read)

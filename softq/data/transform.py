@@ -14,7 +14,7 @@ from hashlib import blake2b
 from itertools import combinations
 from typing import Any
 
-from softq.data.example import Example, Text
+from softq.data.example import Example, characters
 from softq.data.rows import Dropped
 
 Record = Example | Dropped
@@ -164,7 +164,7 @@ def length_match(records: Iterable[Record], *, seed: int, width: float = 0.1) ->
     for place, record in enumerate(held):
         if isinstance(record, Example):
             _expect(record, "to match lengths", "pairs")
-            chosen, rejected = (length(text) for text in record.completions)
+            chosen, rejected = (characters(text) for text in record.completions)
             ratio = math.log((chosen + 1) / (rejected + 1))
             if ratio:
                 bins[int(abs(ratio) / width)][ratio > 0].append(place)
@@ -183,11 +183,6 @@ def split(share: float, *, seed: int) -> Callable[[Example], bool]:
     """
     drawn = _drawn("split", share, seed)
     return lambda example: drawn(json.dumps(example.prompt or example.completions, sort_keys=True, default=str))
-
-
-def length(text: Text) -> int:
-    """How many characters a text has; of messages, their contents."""
-    return len(text) if isinstance(text, str) else sum(len(message.get("content") or "") for message in text)
 
 
 def _best_worst(scores: Sequence[float]) -> list[tuple[int, int]]:

@@ -13,6 +13,7 @@ from typing import Any
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from softq.data.read import DROPPED, MERGED, Dataset
+from softq.data.store import write_json
 from softq.lm.load import without_bars
 from softq.lm.model import CausalLM
 
@@ -47,13 +48,6 @@ def claim(directory: Path, *, overwrite: bool) -> None:
             (directory / name).unlink(missing_ok=True)
     except OSError as error:
         raise OutputError(f"--output {directory} can not be made: {error.strerror}") from error
-
-
-def write_json(path: Path, document: Any) -> None:
-    """The whole file or none of it."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(partial, path)
 
 
 def account(directory: Path, train: Dataset, held_out: Dataset | None) -> None:

@@ -25,6 +25,8 @@ from softq.training.plan import NonFiniteLoss, losses, plan, scored_by, scored_w
 from softq.training.settings import Settings
 from softq.training.source import Order, batch_of, conversion, usable
 
+UNSTORE = "remove the stored log-probs from the data, and the reference is scored"
+
 
 class RunError(RuntimeError):
     """A run that can not go on; the message says where and why."""
@@ -122,9 +124,7 @@ def read_data(name: str, settings: Settings, method: Method, spoken: Spoken) -> 
     records = usable(data.records, data.kind, method)
     if not len(records):
         raise DataError(f"no row is left that {name} can use: {said}")
-    train, held = _split(records, settings)
-    if held_out is not None:
-        train, held = records, usable(held_out.records, held_out.kind, method)
+    train, held = (records, usable(held_out.records, held_out.kind, method)) if held_out else _split(records, settings)
     if len(held) == 1 and method.coupled:
         train, held = records if held_out is None else train, held.take([])
         notes.append(f"no evaluation: {name} compares records, and only one was held out")
@@ -154,13 +154,14 @@ def _check_stored(name: str, method: Method, data: Data) -> None:
     if not data.stored:
         return
     other = [readout.name for readout in method.needs if "ref" in readout.models and readout.name != "ref_logp"]
-    advice = "remove the stored log-probs from the data, and the reference is scored"
     if other:
         raise ValueError(
-            f"{name} reads {', '.join(other)} of the reference, and the data stores its log-probs alone; {advice}"
+            f"{name} reads {', '.join(other)} of the reference, and the data stores its log-probs alone; {UNSTORE}"
         )
     if method.takes == "labels+mismatched":
-        raise ValueError(f"{name} scores completions under each other's prompts, for which nothing is stored; {advice}")
+        raise ValueError(
+            f"{name} scores completions under each other's prompts, for which nothing is stored; {UNSTORE}"
+        )
 
 
 def _check_sums(method: Method, loaded: Loaded, batch: Batch, budget: int) -> None:
@@ -177,9 +178,8 @@ def _check_sums(method: Method, loaded: Loaded, batch: Batch, budget: int) -> No
         )
         seen.append(torch.cat([loss.detach()[None], torch.autograd.grad(loss, leaf)[0].flatten()]))
     if not torch.allclose(seen[0], seen[1], rtol=1e-3, atol=1e-5):
-        advice = "remove the stored log-probs from the data, and the reference is scored"
         raise ValueError(
-            f"the loss reads the reference token by token, and the data stores sums over completions; {advice}"
+            f"the loss reads the reference token by token, and the data stores sums over completions; {UNSTORE}"
         )
 
 
