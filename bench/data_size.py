@@ -83,9 +83,9 @@ def train(directory: str) -> None:
     tokenizer.save_pretrained(directory)
 
 
-def measured(file: str, model: str | None) -> Run:
+def measured(file: str, model: str | None, *more: str) -> Run:
     """`softq data FILE --json` in a process of its own."""
-    words = [sys.executable, "-m", "softq", "data", file, "--json", *(["--model", model] if model else [])]
+    words = [sys.executable, "-m", "softq", "data", file, "--json", *(["--model", model] if model else []), *more]
     start = time.perf_counter()
     process = subprocess.Popen(words, stdout=subprocess.PIPE)
     assert process.stdout is not None
@@ -106,20 +106,20 @@ def apart(function: Callable[..., Any], *arguments: Any) -> Any:
         return pool.submit(function, *arguments).result()
 
 
-def table(folder: Path, ending: str, sizes: Sequence[int], model: str | None) -> None:
+def table(folder: Path, ending: str, sizes: Sequence[int], model: str | None, *more: str) -> None:
     """One line of the table for each number of rows."""
     runs: list[tuple[int, Run]] = []
     for rows in (1, *sizes):
         file = str(folder / f"rows{ending}")
         apart(write, file, rows)
-        run = measured(file, model)
+        run = measured(file, model, *more)
         os.remove(file)
         speed = growth = "–"
         if runs:
             worked, (rows_before, before) = run.worked - runs[0][1].worked, runs[-1]
             speed = f"{rows / worked:,.0f}" if worked > 0 else speed
             growth = f"{(run.peak - before.peak) / (rows - rows_before):,.1f}"
-        facts = (ending, "yes" if model else "no", f"{rows:,}", f"{run.seconds:.1f}", speed)
+        facts = (" ".join((ending, *more)), "yes" if model else "no", f"{rows:,}", f"{run.seconds:.1f}", speed)
         print(f"| {' | '.join(facts)} | {run.peak / 2**20:,.0f} | {growth} |", flush=True)
         runs.append((rows, run))
 
@@ -158,6 +158,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, nargs="*", default=[10_000, 1_000_000])
     parser.add_argument("--encoded-rows", type=int, nargs="*", default=[10_000, 100_000])
+    parser.add_argument("--checked-rows", type=int, nargs="*", default=[10_000, 100_000], help="read with --check")
     parser.add_argument("--kept-rows", type=int, default=20_000, help="rows of the file that is read twice")
     parser.add_argument("--endings", nargs="+", default=ENDINGS, help=f"kinds of files {ENDINGS}")
     parser.add_argument("--model", help="a model's directory; default: a tokenizer that is trained on the spot")
@@ -172,6 +173,8 @@ def main() -> None:
                 table(Path(folder), ending, sorted(options.rows), None)
             if options.encoded_rows:
                 table(Path(folder), ending, sorted(options.encoded_rows), model)
+        if options.checked_rows:
+            table(Path(folder), ".jsonl", sorted(options.checked_rows), None, "--check")
         if options.kept_rows:
             first, second = apart(kept, folder, model, options.kept_rows)
             print(

@@ -178,6 +178,8 @@ def test_a_text_that_is_too_long_whatever_its_tokens_are_is_not_tokenised(monkey
         f"a text of {4 * longest + 3} characters, which are more than max_length, 4 tokens"
     )
     assert (result.reason, account) == ("too_long", Account())
+    result, account = encoder(byte_level(), limit=4).encode(pair("Q" * (4 * longest + 1), "a", "b"))
+    assert (result.reason, account) == ("prompt_too_long", Account())
 
 
 def test_groups_keep_their_scores_and_columns():

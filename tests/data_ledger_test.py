@@ -64,7 +64,7 @@ def test_a_ledger_in_words():
         "dropped     1 bad_type: a.jsonl:3",
         "by source   a 1 of 2, b 1 of 8",
         "tokens      1,310 = 1,002 scored + 204 context + 30 cut + 4 template_tail + 70 dropped",
-        "shared      100 of them (8%) repeat a prompt and are computed once",
+        "shared      100 of them (8% of those of used rows) repeat a prompt and are computed once",
         "checked     4 completions, 3 with exactly one end token, 1 with exactly one BOS; "
         "1 rows against the tokenizer's own ids of the whole text",
         "duplicates  1 used rows, kept",
@@ -165,3 +165,9 @@ def test_sources_add_up_to_the_total(entries):
 ])  # fmt: skip
 def test_places(where, expected):
     assert place(where) == expected
+
+
+def test_what_sharing_saves_is_a_share_of_the_tokens_that_are_used():
+    ledger = Ledger(rows=2, used=1, dropped={"too_long": 1}, read=100, shared=10, examples={"too_long": ["a:2"]})
+    ledger.tokens |= {"scored": 20, "context": 20, "dropped": 60}
+    assert "shared      10 of them (25% of those of used rows) repeat a prompt and are computed once" in ledger.lines()

@@ -186,7 +186,7 @@ def test_exactly_n_in_their_order():
 
 def test_chance_is_the_same_in_every_process():
     assert sorted(places(sample(pairs(40), 0.2, seed=3))) == [7, 13, 18, 20, 21, 27, 39]
-    program = "from softq.data.transform import *; from softq.data.example import Example, characters as E;"
+    program = "from softq.data.transform import *; from softq.data.example import Example as E;"
     program += "print([split(.5, seed=1)(E('', p, ())) for p in ['a', 'b', 'é', [{'role': 'user', 'content': 'a'}]]])"
     held = split(0.5, seed=1)
     prompts = ["a", "b", "é", [{"content": "a", "role": "user"}]]  # the order of a message's fields does not matter
@@ -217,11 +217,8 @@ def by_prompt(examples):
 
 
 def longer(examples) -> Counter:
-    signs = [
-        (characters(e.completions[0]) > characters(e.completions[1]))
-        - (characters(e.completions[0]) < characters(e.completions[1]))
-        for e in examples
-    ]
+    said = [tuple(map(characters, e.completions)) for e in examples]
+    signs = [(chosen > rejected) - (chosen < rejected) for chosen, rejected in said]
     return Counter(signs)
 
 

@@ -101,7 +101,8 @@ class Encoder:
         try:
             scripts = self._scripts(example)
             if not self.keep:
-                self.vocabulary.check_size(max(map(length, scripts)), self.max_length)
+                self.vocabulary.check_size("prompt_too_long", len(scripts[0].prompt), self.max_length)
+                self.vocabulary.check_size("too_long", max(map(length, scripts)), self.max_length)
             return scripts
         except Unusable as error:
             return error

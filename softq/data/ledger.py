@@ -129,7 +129,8 @@ class Ledger(Tally):
             lines.append(f"by source   {', '.join(parts)}")
         if self.tokenised:
             parts = " + ".join(f"{count:,} {name}" for name, count in self.tokens.items())
-            share = f" ({self.shared / self.read:.0%})" if self.read else ""
+            kept = self.read - self.tokens["dropped"]
+            share = f" ({self.shared / kept:.0%} of those of used rows)" if kept else ""
             bos = f", {self.one_bos:,} with exactly one BOS" if self.bos else ""
             bos += " (the chat template puts none, nor will generation)" if self.bos and not self.one_bos else ""
             lines += [

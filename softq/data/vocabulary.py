@@ -87,11 +87,11 @@ class Vocabulary:
         """What has to stand before the ids of a plain text, so that it begins with BOS as the tokenizer wants it."""
         return () if ids[: len(self.bos)] == self.bos else self.bos
 
-    def check_size(self, characters: int, max_length: int) -> None:
+    def check_size(self, reason: str, characters: int, max_length: int) -> None:
         """Refuse a text of so many characters if it is too long whatever its tokens are: they need not be counted."""
         if self._most is not None and characters > self._most * max_length:
             came = f"a text of {characters:,} characters, which are more than max_length, {max_length:,} tokens"
-            raise Unusable("too_long", f"{came}; raise it, or cut with truncate keep")
+            raise Unusable(reason, f"{came}; raise it, or cut with truncate keep")
 
     def spelled(self, texts: Sequence[str]) -> bool:
         """Whether a text spells a special token, which then is one."""
