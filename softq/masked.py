@@ -22,3 +22,8 @@ def share(mask: Tensor) -> Tensor:
     Float64 so that a loss in any dtype gets weights that are exact for it; whoever multiplies casts.
     """
     return mask.double() / mask.sum().clamp(min=1)
+
+
+def product(weight: Tensor, values: Tensor) -> Tensor:
+    """weight · value, and 0 where the weight is 0, whatever the value: 0 · log 0 = 0."""
+    return weight * torch.where(weight == 0, torch.zeros((), dtype=values.dtype, device=values.device), values)

@@ -176,6 +176,16 @@ def implicit(scored: Scored, batch: Batch) -> Tensor:
     return ratio.sum(-1)
 
 
+class FixedPoint(NamedTuple):
+    """The distribution that a method's loss over a whole population is stationary at: what the lab holds it to."""
+
+    population: str  # which population, a name of `verify.populations.POPULATIONS`: "soft pairs", "groups", ...
+    log_policy: Callable[
+        [Scored, Batch], Tensor
+    ]  # of a population with every completion of its prompts: log π(y|x) [B]
+    # up to a constant a prompt, from the reference's log-probs, the column "reward" and the feedback; several: [K, B]
+
+
 class Method(NamedTuple):
     """A training method: data and a few pure functions."""
 
@@ -193,6 +203,10 @@ class Method(NamedTuple):
         None  # after each step, pure
     )
     coupled: bool = False  # the gradient of one row depends on rows of other prompts (AOT's sort, KTO's batch KL)
+    stops: bool = (
+        False  # a part of the loss is held constant by definition (WPO's weight): its gradient is not the loss's own
+    )
+    fixed_point: FixedPoint | None = None  # where training ends, if that is known; `softq verify` proves it
 
 
 def take(batch: Batch, rows: Tensor) -> tuple[Batch, Mapping[str, Tensor]]:

@@ -15,10 +15,8 @@ import numpy as np
 import pytest
 import torch
 from calls import called, jsonl
-from contract_test import gradient
 from resume_test import after, trained, values_of
 from rich.console import Console
-from tables import batch_for, models
 from tiny import tiny, tokenizer
 
 from softq.cli import main as cli
@@ -37,6 +35,7 @@ from softq.training.events import Evaluated, Note, Progress, RunError, Sampled, 
 from softq.training.log import Best, Log
 from softq.training.loop import TOKENS_PER_MICRO
 from softq.training.settings import Call, Settings, build, flag
+from softq.verify.tables import slope, some_models, some_step
 
 ROWS = [{"prompt": f"Say {n}:", "chosen": " the cat" * (n % 3 + 1), "rejected": " no" * (n % 5 + 1)} for n in range(12)]
 
@@ -124,8 +123,10 @@ def test_a_row_that_one_score_alone_pulls_on_is_run_backward() -> None:
         return torch.full((len(batch.tokens.ended),), 1 / 8, dtype=torch.float64)
 
     dpo = METHODS["dpo"]()
-    of, batch, term = models(), batch_for(dpo), Term("toy", "row", loss, weigh)
-    whole, parts = (gradient(Method((term,), dpo.needs, coupled=True), of, batch, budget)[1] for budget in (10**9, 1))
+    of, batch, term = some_models(), some_step(dpo), Term("toy", "row", loss, weigh)
+    whole, parts = (
+        slope(Method((term,), dpo.needs, coupled=True), of, batch, budget).gradient for budget in (10**9, 1)
+    )
     torch.testing.assert_close(parts, whole, rtol=1e-10, atol=1e-12)
 
 

@@ -4,12 +4,11 @@ from collections.abc import Iterator, Mapping
 
 import pytest
 import torch
-from contract_test import BETA, OPTIMUM, REFERENCE, population
-from tables import TREE, batch_for, models, random_logits
 from torch import Tensor
 
 from softq.lm.score import Models, score
-from softq.mdp.tabular import TabularLM, along, every_trajectory
+from softq.mdp.soft import state_kl
+from softq.mdp.tabular import random_table
 from softq.objectives import METHODS
 from softq.objectives.policy_gradient import grpo
 from softq.records import Batch, Method, Scored, Term, implicit
@@ -17,6 +16,8 @@ from softq.training.loop import evaluate, train
 from softq.training.measure import measured, merged
 from softq.training.plan import NonFiniteLoss
 from softq.training.update import AdamW
+from softq.verify.populations import population
+from softq.verify.tables import some_models, some_step
 
 close = {"rtol": 1e-10, "atol": 1e-12}
 
@@ -47,15 +48,14 @@ def again(batch: Batch, times: int):
 
 
 def test_the_loop_reaches_the_soft_optimum_from_a_random_table() -> None:
-    reference = TabularLM(TREE, REFERENCE).requires_grad_(False)
-    of = Models({"policy": TabularLM(TREE, random_logits(TREE, 4)), "ref": reference})
-    batch, method = population(0.0), METHODS["dpo"](beta=BETA)
+    method = METHODS["dpo"](beta=0.7)
+    assert method.fixed_point
+    whole = population(method.fixed_point)
+    of, batch = whole.at(random_table(whole.tree, 4)), whole.batch
     update = AdamW(of, steps=400, learning_rate=0.2, schedule="cosine", max_grad_norm=1e9)
     *_, last = train(of, method, again(batch, 400), update)
-    leaves = every_trajectory(TREE)
-    reached = along(TREE, of["policy"].table.detach().log_softmax(-1), leaves).sum(-1)
-    optimal = along(TREE, OPTIMUM.logp, leaves).sum(-1)
-    assert (optimal.exp() * (optimal - reached)).sum() < 1e-3
+    (target,) = whole.targets(method.fixed_point)
+    assert state_kl(target, of["policy"].table.detach().log_softmax(-1)).max() < 1e-4
     assert last.metrics["learning_rate"] < 1e-4
 
 
@@ -63,10 +63,10 @@ def test_the_loop_reaches_the_soft_optimum_from_a_random_table() -> None:
 @pytest.mark.parametrize("budget", [1, 9])
 def test_a_step_and_its_metrics_do_not_depend_on_the_micro_batches(name: str, budget: int) -> None:
     method = {**{n: make() for n, make in METHODS.items()}, "grpo": grpo()}[name]
-    batch = batch_for(method)
+    batch = some_step(method)
     results = []
     for tokens in (10**9, budget):
-        of = models()
+        of = some_models()
         (step,) = train(of, method, again(batch, 1), Descent(of, 0.1), tokens_per_micro=tokens)
         held = evaluate(of, method, batch, tokens_per_micro=tokens)
         results.append((of["policy"].table.detach(), step.metrics, held))
@@ -79,7 +79,7 @@ def test_a_step_and_its_metrics_do_not_depend_on_the_micro_batches(name: str, bu
 
 def test_metrics_by_hand() -> None:
     """Two pairs: margins 3 (right) and 0 (a tie); the tie counts as wrong, and is named."""
-    batch = batch_for(METHODS["dpo"]())
+    batch = some_step(METHODS["dpo"]())
     scored = {"logp": torch.zeros(8, 5, dtype=torch.float64), "ref_logp": torch.zeros(8, 5, dtype=torch.float64)}
     scored["logp"][0, 1], scored["logp"][1, 1] = -1.0, -2.5
     scored["ref_logp"][0, 1] = -2.0
@@ -98,7 +98,7 @@ def test_metrics_by_hand() -> None:
 
 def test_groups_are_measured_by_their_best_and_worst() -> None:
     method = METHODS["infonca"](beta=2.0)
-    batch = batch_for(method)
+    batch = some_step(method)
     batch = Batch(batch.tokens, None, {"reward": torch.tensor([1.0, 3, 2, 0, 5, 4, 7, 6], dtype=torch.float64)})
     logp = torch.zeros(8, 5, dtype=torch.float64)
     logp[:, 1] = torch.tensor([0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 12.8])
@@ -109,15 +109,15 @@ def test_groups_are_measured_by_their_best_and_worst() -> None:
 
 
 def test_a_loss_that_is_not_finite_names_its_records_and_moves_nothing() -> None:
-    of = models()
-    batch = batch_for(METHODS["dpo"]())
+    of = some_models()
+    batch = some_step(METHODS["dpo"]())
     with torch.no_grad():
         of["ref"].table[1, :] = float("nan")  # the root of the second prompt
     before = of["policy"].table.detach().clone()
     for name in ("dpo", "aot"):
         method = METHODS[name]()
         with pytest.raises(NonFiniteLoss) as caught:
-            list(train(of, method, again(batch_for(method), 1), Descent(of, 0.1), tokens_per_micro=1))
+            list(train(of, method, again(some_step(method), 1), Descent(of, 0.1), tokens_per_micro=1))
         if name == "dpo":
             assert caught.value.prompts == [1]
     assert torch.equal(of["policy"].table.detach(), before)
@@ -139,9 +139,9 @@ def test_memory_is_a_column_and_is_remembered_after_each_step() -> None:
     dpo = METHODS["dpo"]()
     start = {"delta": torch.tensor(0.25, dtype=torch.float64)}
     method = Method((Term("toy", "row", loss, weigh),), dpo.needs, memory=start, remember=remember)
-    batch = batch_for(dpo)
+    batch = some_step(dpo)
     for budget in (10**9, 1):
-        of = models()
+        of = some_models()
         expected = 0.25
         for step in train(of, method, again(batch, 3), Descent(of, 0.0), tokens_per_micro=budget):
             scored = score(of, batch.tokens, method.needs)
@@ -164,7 +164,7 @@ def test_weight_decay_draws_matrices_and_leaves_vectors() -> None:
 
 
 def test_update_warms_up_clips_and_decays() -> None:
-    of = models()
+    of = some_models()
     update = AdamW(of, steps=6, learning_rate=1.0, warmup_steps=2, schedule="linear", max_grad_norm=0.5)
     rates, norms = [], []
     for _ in range(6):

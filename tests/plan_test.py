@@ -4,12 +4,12 @@ import random
 
 import pytest
 import torch
-from contract_test import EVERY, gradient
-from tables import batch_for, models
 from tiny import tokens_of
 
 from softq.training import ranks
 from softq.training.plan import plan, shares
+from softq.verify.contract import CONTRACT
+from softq.verify.tables import slope, some_models, some_step
 
 
 def test_what_is_shared_out_is_shared_out_whole_once_and_evenly() -> None:
@@ -46,11 +46,11 @@ def _states(rows: list) -> int:
 
 
 @pytest.mark.parametrize("count", [2, 5])
-@pytest.mark.parametrize("name", [name for name, method in EVERY.items() if not method.coupled])
+@pytest.mark.parametrize("name", [name for name, line in CONTRACT.items() if not line.method.coupled])
 def test_shares_add_up_and_one_for_nothing_adds_nothing(name: str, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    method, of = EVERY[name], models()
-    batch = batch_for(method)
-    loss, whole = gradient(method, of, batch)
+    method, of = CONTRACT[name].method, some_models()
+    batch = some_step(method)
+    loss, whole = slope(method, of, batch)
     monkeypatch.setattr(ranks, "count", lambda: count)
     total, sums, numbers = 0.0, torch.zeros_like(whole), set()
     for rank in range(count):

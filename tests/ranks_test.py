@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 import torch
-from contract_test import EVERY
 from safetensors.torch import load_file
 from tiny import _rms_norm, tokens_of
 from together import free_port, together
@@ -21,6 +20,7 @@ from torch.distributed.tensor import DTensor
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from softq.lm.load import load
+from softq.objectives import METHODS
 from softq.training import checkpoint, ranks
 from softq.training.events import Progress, RunError, Saved, Stopped
 from softq.training.run import run
@@ -282,7 +282,7 @@ def test_the_reference_is_sharded_as_the_policy_is(files: dict[str, Any]) -> Non
         seen = [_held(parts)]
         shard(of, str(accelerator.device))
         seen.append(_held(parts))
-        scored = of(tokens_of([(0, [5, 6, 7], [8, 9]), (0, [5, 6, 7], [4])]), EVERY["dpo"].needs)
+        scored = of(tokens_of([(0, [5, 6, 7], [8, 9]), (0, [5, 6, 7], [4])]), METHODS["dpo"]().needs)
         seen.append(_held(parts))
         scored["logp"].sum().backward()
         return [*seen, _held(parts)]

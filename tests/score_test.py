@@ -5,8 +5,6 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from tables import TREE, random_logits, rows
-from tables import models as tables
 from tiny import VOCABULARY, alone, gradients, odd_rows, tiny, tokenizer, weighed
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -15,8 +13,9 @@ from softq.lm import score as scoring
 from softq.lm.load import load
 from softq.lm.score import Models, score
 from softq.mdp.readouts import ENTROPY, KL, KL_FROM_REF, LOG_COLLISION, REF_LOGP
-from softq.mdp.tabular import TabularLM, along, every_trajectory
+from softq.mdp.tabular import TabularLM, along, every_trajectory, random_table
 from softq.records import Readout, Tokens
+from softq.verify.tables import TREE, rows, some_models
 
 TOKENS = odd_rows()
 ACTIONS = int(TOKENS.action.sum())
@@ -89,7 +88,7 @@ def test_chunks_change_neither_values_nor_gradients(
 
 
 def test_a_chunk_larger_than_the_vocabulary_is_one_action(monkeypatch: pytest.MonkeyPatch) -> None:
-    models = tables()
+    models = some_models()
     tokens = rows([0, 7, 30])
     whole = score(models, tokens, (KL,))
     monkeypatch.setattr(scoring, "CHUNK", 1)
@@ -192,7 +191,7 @@ def test_hidden_readouts_see_the_input_of_the_head() -> None:
 
 
 def test_a_missing_model_is_named() -> None:
-    models = Models({"policy": tables()["policy"]})
+    models = Models({"policy": some_models()["policy"]})
     far = Readout("far", ("policy", "teacher"), "logits", lambda logits, action: logits["teacher"])
     with pytest.raises(ValueError) as caught:
         score(models, rows([0]), (REF_LOGP, far))
@@ -224,7 +223,7 @@ def test_without_gradient_nothing_is_recorded() -> None:
 
 
 def test_a_table_goes_the_same_way() -> None:
-    models = tables()
+    models = some_models()
     leaves = every_trajectory(TREE)
     scored = score(models, leaves, (REF_LOGP, KL))
     p, q = (models[name].table.log_softmax(-1) for name in ("policy", "ref"))
@@ -238,7 +237,7 @@ def test_a_table_of_a_transformers_logits_scores_as_it_does() -> None:
     """Every state of a token tree, read off a Llama of four tokens: one road, two models, equal numbers."""
     model = tiny("llama", vocab_size=4)
     table = torch.stack([model(input_ids=torch.tensor([prefix])).logits[0, -1] for prefix in TREE.prefixes]).detach()
-    reference = TabularLM(TREE, random_logits(TREE, 5)).requires_grad_(False)
+    reference = TabularLM(TREE, random_table(TREE, 5)).requires_grad_(False)
     leaves = every_trajectory(TREE)
     needs = (REF_LOGP, ENTROPY, KL, KL_FROM_REF, LOG_COLLISION)
     by_table = score(Models({"policy": TabularLM(TREE, table), "ref": reference}), leaves, needs)

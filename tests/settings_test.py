@@ -81,16 +81,15 @@ def test_a_beta_that_would_invert_or_stop_a_method_is_refused(name: str) -> None
 
 def test_every_setting_of_every_method_changes_its_loss_or_gradient() -> None:
     """An option that is read by nothing would leave both as they are."""
-    from contract_test import WHOLE, gradient
-    from tables import batch_for, models
+    from softq.verify.tables import slope, some_models, some_step
 
     other = {"beta": 0.37, "alpha": 0.21, "label_smoothing": 0.17, "length_average": False}
     other |= {"desirable_weight": 1.7, "undesirable_weight": 0.4}
     for name, make in METHODS.items():
-        batch = batch_for(make())
-        base = gradient(make(), models(), batch, WHOLE)
+        batch = some_step(make())
+        base = slope(make(), some_models(), batch)
         from inspect import signature
 
         for parameter in signature(make).parameters:
-            loss, grad = gradient(make(**{parameter: other[parameter]}), models(), batch, WHOLE)
+            loss, grad = slope(make(**{parameter: other[parameter]}), some_models(), batch)
             assert abs(loss - base[0]) > 1e-9 or (grad - base[1]).abs().max() > 1e-9, f"{name}.{parameter}"

@@ -179,8 +179,13 @@ def _mapped(file: Path, kind: Any) -> np.ndarray:
 
 def write_json(path: Path, document: Any) -> None:
     """The whole file or none of it."""
+    write_text(path, json.dumps(document, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """The whole file or none of it."""
     partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    partial.write_text(text, encoding="utf-8")
     synced(partial)
     os.replace(partial, path)
 

@@ -1,12 +1,19 @@
-"""MDPs small enough to enumerate: a token tree, every trajectory through it, and a language model that is a table."""
+"""MDPs small enough to enumerate: a token tree, every trajectory through it, and a language model that is a table.
 
-from collections.abc import Mapping, Sequence
+A table [S, V] holds one number for each action of each state: a reward, a Q, a log-probability. Trajectories [B] are rows of
+`every_trajectory`; a distribution over them is their log-probabilities [B], normalised within each prompt.
+"""
+
+import itertools
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from softq.records import Tokens, Tree
+from softq import masked
+from softq.records import Tokens, Tree, last_action
 
 Prefix = tuple[int, ...]
 
@@ -63,6 +70,34 @@ def every_trajectory(tree: TokenTree) -> Tokens:
     return Tokens(ids, action, torch.ones(len(rows), dtype=torch.bool), prompt)
 
 
+def random_table(tree: TokenTree, seed: int, scale: float = 1.0) -> Tensor:
+    """[S, V] float64 normal numbers, always the same for a seed: a reward, or logits of a policy."""
+    generator = torch.Generator().manual_seed(seed)
+    return scale * torch.randn(len(tree.prefixes), tree.vocabulary, generator=generator, dtype=torch.float64)
+
+
+def with_mass(logp: Tensor, action: int, mass: float) -> Tensor:
+    """A policy [S, V] in nats that gives one action this probability at every state, the others in proportion.
+
+    1e-30 makes a reference that hardly ever takes it; 0 cuts off everything that follows it.
+    """
+    rest = logp.clone()
+    rest[:, action] = -torch.inf
+    rest = rest.log_softmax(-1) + math.log1p(-mass)
+    rest[:, action] = math.log(mass) if mass else -torch.inf
+    return rest
+
+
+def at_the_end(tree: TokenTree, tokens: Tokens, values: Tensor) -> Tensor:
+    """A reward table [S, V] that is 0 but for the last action of each trajectory, where it is its value [B]."""
+    table = torch.zeros(tree.next.shape, dtype=values.dtype)
+    rows = {prefix: s for s, prefix in enumerate(tree.prefixes)}
+    for b in range(len(values)):
+        last = last_action(tokens.action[b : b + 1])
+        table[rows[tuple(tokens.ids[b, : last + 1].tolist())], tokens.ids[b, last + 1]] = values[b]
+    return table
+
+
 def along(tree: TokenTree, table: Tensor, tokens: Tokens) -> Tensor:
     """The entries of a table [S, V] that the trajectories [B, T] pass through; 0 outside action."""
     rows = {prefix: s for s, prefix in enumerate(tree.prefixes)}
@@ -71,6 +106,66 @@ def along(tree: TokenTree, table: Tensor, tokens: Tokens) -> Tensor:
         prefix = tuple(tokens.ids[b, : t + 1].tolist())
         values[b, t] = table[rows[prefix], tokens.ids[b, t + 1]]
     return values
+
+
+def occupancy(tree: TokenTree, logp: Tensor) -> Tensor:
+    """[S]: how likely a policy [S, V] in nats comes to each state, from its prompt."""
+    visits = (tree.depth == 0).to(logp.dtype)
+    for s in range(len(tree.prefixes)):
+        inner = tree.next[s] >= 0
+        visits = visits.index_add(0, tree.next[s][inner], visits[s] * logp[s][inner].exp())
+    return visits
+
+
+def policy_of(tree: TokenTree, tokens: Tokens, logp: Tensor) -> Tensor:
+    """The policy [S, V] in nats under which every trajectory [B] has a log-probability `logp` [B], up to a constant a prompt.
+
+    The inverse of summing `along`: an action is as likely as all trajectories through it together. Uniform where none leads.
+    """
+    mass = torch.full(tree.next.shape, -torch.inf, dtype=logp.dtype)
+    rows = {prefix: s for s, prefix in enumerate(tree.prefixes)}
+    for b, t in tokens.action.nonzero().tolist():
+        at = rows[tuple(tokens.ids[b, : t + 1].tolist())], int(tokens.ids[b, t + 1])
+        mass[at] = torch.logaddexp(mass[at], logp[b])
+    return torch.where(mass.isinf().all(-1, keepdim=True), 0.0, mass).log_softmax(-1)
+
+
+def expected(logp: Tensor, values: Tensor, group: Tensor) -> Tensor:
+    """[G]: the exact expectation of values [B] in each group, under log-probabilities [B]. What has no mass does not count."""
+    weighted = masked.product(logp.exp(), values)
+    return values.new_zeros(int(group.max()) + 1).index_add(0, group, weighted)
+
+
+def every_pair(group: Tensor) -> tuple[Tensor, Tensor]:
+    """Row numbers (i, j) [P] of all ordered pairs of two rows of one group [B]."""
+    same = group[:, None] == group[None]
+    first, second = (same & ~torch.eye(len(group), dtype=torch.bool)).nonzero(as_tuple=True)
+    return first, second
+
+
+def every_draw(group: Tensor, size: int) -> Tensor:
+    """[N, size] row numbers: everything that `size` independent draws from one group [B] can be, in order."""
+    members = [(group == g).nonzero()[:, 0].tolist() for g in group.unique().tolist()]
+    return torch.tensor([draw for rows in members for draw in itertools.product(rows, repeat=size)])
+
+
+def gradient(loss: Callable[[Tensor], Tensor], table: Tensor) -> Tensor:
+    """The derivative of a scalar function of a table, of the table's shape, by autograd."""
+    leaf = table.detach().clone().requires_grad_()
+    return torch.autograd.grad(loss(leaf), leaf)[0]
+
+
+def difference(loss: Callable[[Tensor], Tensor], table: Tensor, step: float = 1e-5) -> Tensor:
+    """The same derivative by central differences, entry by entry: an independent witness, good to about 1e-9 in float64."""
+    slopes = torch.zeros_like(table).flatten()
+    for n in range(table.numel()):
+        sides = []
+        for move in (step, -step):
+            moved = table.detach().clone().flatten()
+            moved[n] += move
+            sides.append(loss(moved.view_as(table)).detach())
+        slopes[n] = (sides[0] - sides[1]) / (2 * step)
+    return slopes.view_as(table)
 
 
 class TabularLM(nn.Module):

@@ -3,7 +3,8 @@
 from torch import Tensor
 
 from softq.objectives import weights
-from softq.records import Batch, Method, Scored, Term
+from softq.objectives.fixed_points import demonstrated
+from softq.records import Batch, FixedPoint, Method, Scored, Term
 
 
 def sft() -> Method:
@@ -12,4 +13,5 @@ def sft() -> Method:
     def loss(scored: Scored, batch: Batch) -> Tensor:
         return -scored["logp"]
 
-    return Method((Term("sft", "token", loss, weights.per_demonstrated_token),), takes="rows")
+    terms = (Term("sft", "token", loss, weights.per_demonstrated_token),)
+    return Method(terms, takes="rows", fixed_point=FixedPoint("demonstrations", demonstrated))

@@ -5,8 +5,9 @@ from torch import Tensor
 from softq import masked
 from softq.mdp.readouts import REF_LOGP
 from softq.objectives import weights
+from softq.objectives.fixed_points import balanced, softmax_of_reward
 from softq.objectives.links import flip_rate, positive, smoothed_logistic
-from softq.records import Batch, Method, Scored, Term, implicit
+from softq.records import Batch, FixedPoint, Method, Scored, Term, implicit
 
 
 def contrast(values: Tensor, batch: Batch) -> Tensor:
@@ -35,7 +36,14 @@ def dpo(*, beta: float = 0.1, label_smoothing: float = 0.0) -> Method:
         return smoothed_logistic(z, 1 - batch.columns["label_probability"] if judged else epsilon)
 
     columns = ("weight", "margin", *(() if epsilon else ("label_probability",)))  # which says what ε would
-    return Method((Term("dpo", "pair", loss, weights.per_pair),), (REF_LOGP,), beta=beta, columns=columns)
+    smoothed = balanced(lambda m: smoothed_logistic(beta * m, epsilon))
+    return Method(
+        (Term("dpo", "pair", loss, weights.per_pair),),
+        (REF_LOGP,),
+        beta=beta,
+        columns=columns,
+        fixed_point=FixedPoint("soft pairs", smoothed if epsilon else softmax_of_reward(beta)),
+    )
 
 
 def ipo(*, beta: float = 0.1, length_average: bool = True) -> Method:
@@ -47,8 +55,17 @@ def ipo(*, beta: float = 0.1, length_average: bool = True) -> Method:
     positive("beta", beta)
     score = mean_log_ratio if length_average else implicit
 
-    def loss(scored: Scored, batch: Batch) -> Tensor:
-        return (contrast(score(scored, batch), batch) - 1 / (2 * beta)) ** 2
+    def link(margin: Tensor) -> Tensor:
+        return (margin - 1 / (2 * beta)) ** 2
 
-    terms = (Term("ipo", "pair", loss, weights.per_pair),)
-    return Method(terms, (REF_LOGP,), beta=beta, columns=("weight",), reward=score)
+    def loss(scored: Scored, batch: Batch) -> Tensor:
+        return link(contrast(score(scored, batch), batch))
+
+    return Method(
+        (Term("ipo", "pair", loss, weights.per_pair),),
+        (REF_LOGP,),
+        beta=beta,
+        columns=("weight",),
+        reward=score,
+        fixed_point=FixedPoint("soft pairs", balanced(link, length_average=length_average)),
+    )

@@ -7,8 +7,9 @@ from torch import Tensor
 
 from softq.mdp.readouts import REF_LOGP
 from softq.objectives import weights
+from softq.objectives.fixed_points import softmax_of_reward
 from softq.objectives.links import group_log_softmax, group_sum, positive
-from softq.records import Batch, Method, Scored, Term, group_of, implicit
+from softq.records import Batch, FixedPoint, Method, Scored, Term, group_of, implicit
 
 
 def infonca(*, beta: float = 0.01, alpha: float = 0.001) -> Method:
@@ -26,4 +27,5 @@ def infonca(*, beta: float = 0.01, alpha: float = 0.001) -> Method:
         return -group_sum(target * group_log_softmax(beta * implicit(scored, batch), group), group)
 
     terms = (Term("infonca", "group", loss, weights.per_group),)
-    return Method(terms, (REF_LOGP,), takes="groups", beta=beta, columns=("reward",))
+    rest = FixedPoint("groups", softmax_of_reward(alpha * beta))
+    return Method(terms, (REF_LOGP,), takes="groups", beta=beta, columns=("reward",), fixed_point=rest)

@@ -30,6 +30,8 @@ def weighted_sum(summands: Sequence[tuple[Method, float]]) -> Method:
         takes=takes[0],
         columns=tuple(columns),
         coupled=any(method.coupled for method in methods),
+        stops=any(method.stops for method in methods),
+        fixed_point=methods[0].fixed_point if len(methods) == 1 else None,
     )
 
 

@@ -5,15 +5,17 @@ from torch import Tensor
 from softq import masked
 from softq.mdp.readouts import KL_FROM_REF, LOG_COLLISION, REF_LOGP
 from softq.objectives import weights
+from softq.objectives.fixed_points import softmax_of_reward
 from softq.objectives.links import logistic, positive
 from softq.objectives.margins import contrast
-from softq.records import Batch, Method, Scored, Term, implicit
+from softq.records import Batch, FixedPoint, Method, Scored, Term, implicit
 
 
 def tdpo2(*, beta: float = 0.1, alpha: float = 0.5) -> Method:
     """TDPO2, arXiv 2404.11999, eq 17: h(β[m - α(K_l - sg K_w)]), K(y) = Σ_t KL(π_ref‖π)(s_t).
 
-    sg stops the gradient: the chosen side's divergence is free. The score that this trains is L + αK.
+    sg stops the gradient: the chosen side's divergence is free. The score that this trains is L + αK. With α = 1 the margins
+    are right at the one-step improvement π_ref e^{Q_ref/β}/Z, but what sg leaves out pulls away from it: no fixed point is known.
     """
     positive("beta", beta)
 
@@ -26,7 +28,7 @@ def tdpo2(*, beta: float = 0.1, alpha: float = 0.5) -> Method:
         return logistic(beta * (contrast(implicit(scored, batch), batch) - alpha * excess))
 
     terms = (Term("tdpo2", "pair", loss, weights.per_pair),)
-    return Method(terms, (REF_LOGP, KL_FROM_REF), beta=beta, columns=("weight",), reward=score)
+    return Method(terms, (REF_LOGP, KL_FROM_REF), beta=beta, columns=("weight",), reward=score, stops=bool(alpha))
 
 
 def wpo(*, beta: float = 0.01) -> Method:
@@ -43,4 +45,13 @@ def wpo(*, beta: float = 0.01) -> Method:
         return weight * logistic(beta * contrast(implicit(scored, batch), batch))
 
     terms = (Term("wpo", "pair", loss, weights.per_pair),)
-    return Method(terms, (REF_LOGP, LOG_COLLISION), beta=beta, columns=("weight",))
+    return Method(
+        terms,
+        (REF_LOGP, LOG_COLLISION),
+        beta=beta,
+        columns=("weight",),
+        stops=True,
+        fixed_point=FixedPoint(
+            "soft pairs", softmax_of_reward(beta)
+        ),  # the weight is the same for both orders of a pair
+    )

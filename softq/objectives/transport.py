@@ -1,12 +1,15 @@
 """Pairs compared as two distributions: the sort of optimal transport in one dimension couples a whole step."""
 
+import math
+
 from torch import Tensor
 
 from softq.mdp.readouts import REF_LOGP
 from softq.objectives import weights
+from softq.objectives.fixed_points import dominating
 from softq.objectives.links import flip_rate, positive, smoothed_logistic
 from softq.objectives.margins import contrast
-from softq.records import Batch, Method, Scored, Term
+from softq.records import Batch, FixedPoint, Method, Scored, Term
 
 
 def aot(*, beta: float = 0.01, label_smoothing: float = 0.0) -> Method:
@@ -23,4 +26,8 @@ def aot(*, beta: float = 0.01, label_smoothing: float = 0.0) -> Method:
         reference = contrast(scored["ref_logp"].sum(-1), batch).sort().values
         return smoothed_logistic(beta * (policy - reference), epsilon)
 
-    return Method((Term("aot", "pair", loss, weights.per_slot),), (REF_LOGP,), beta=beta, coupled=True)
+    rest = FixedPoint("hard pairs", dominating(math.log((1 - epsilon) / epsilon) / beta)) if epsilon else None
+    terms = (Term("aot", "pair", loss, weights.per_slot),)
+    return Method(
+        terms, (REF_LOGP,), beta=beta, coupled=True, fixed_point=rest
+    )  # without smoothing margins grow for ever

@@ -21,7 +21,8 @@ def kto(*, beta: float = 0.1, desirable_weight: float = 1.0, undesirable_weight:
     """KTO, arXiv 2402.01306, eq 8: good λ_D (1 - σ(β(L - z0))), bad λ_U (1 - σ(β(z0 - L))).
 
     z0 is the batch estimate: the mean log-ratio of the step's mismatched completions, at least 0. Balance the classes by
-    weights with (λ_D n_D)/(λ_U n_U) between 1 and 4/3.
+    weights with (λ_D n_D)/(λ_U n_U) between 1 and 4/3. It saturates on both sides and comes to rest only where a prompt's
+    mass has left what is mostly judged bad.
     """
     positive("beta", beta)
 
@@ -31,4 +32,4 @@ def kto(*, beta: float = 0.1, desirable_weight: float = 1.0, undesirable_weight:
         return torch.where(labels.good, desirable_weight * torch.sigmoid(-z), undesirable_weight * torch.sigmoid(z))
 
     terms = (Term("kto", "label", loss, weights.per_label),)
-    return Method(terms, (REF_LOGP,), takes="labels+mismatched", beta=beta, coupled=True)
+    return Method(terms, (REF_LOGP,), takes="labels+mismatched", beta=beta, coupled=True, stops=True)

@@ -1,0 +1,102 @@
+"""Where a loss over a whole population comes to rest: distributions over completions that the lab holds methods to.
+
+Each makes a `log_policy` (see records.FixedPoint) of a population whose rows are all completions of its prompts.
+"""
+
+import itertools
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from softq.records import Batch, Scored, group_of
+
+LogPolicy = Callable[[Scored, Batch], Tensor]
+Link = Callable[[Tensor], Tensor]
+
+
+def softmax_of_reward(beta: float) -> LogPolicy:
+    """π ∝ π_ref e^{R/β}: the soft optimum, of losses that rank by σ(R_w - R_l) (arXiv 2305.18290, eq 4)."""
+    return lambda scored, batch: scored["ref_logp"].sum(-1) + batch.columns["reward"] / beta
+
+
+def demonstrated(scored: Scored, batch: Batch) -> Tensor:
+    """π = the share of each completion among the rows of its prompt: maximum likelihood."""
+    rows = torch.cat([batch.tokens.prompt[:, None], batch.tokens.ids], -1)
+    _, which, counts = torch.unique(rows, dim=0, return_inverse=True, return_counts=True)
+    return counts[which].double().log()
+
+
+def balanced(link: Link, *, length_average: bool = False) -> LogPolicy:
+    """Of Σ weight · link(s_w - s_l), convex in the scores: solved for them, as no closed form is known.
+
+    A score s is the log-ratio L, or L/|y| with length_average. The scores of a prompt are found up to a constant by Newton's
+    method on the sum over its pairs; the constant then makes Σ_y π_ref(y) e^{L(y)} = 1.
+    """
+
+    def log_policy(scored: Scored, batch: Batch) -> Tensor:
+        ref = scored["ref_logp"].sum(-1)
+        size = batch.tokens.action.sum(-1).to(ref) if length_average else torch.ones_like(ref)
+        result = torch.zeros_like(ref)
+        for rows in _prompts(batch):
+            score = _stationary_scores(link, batch, rows)
+            shift = _normalising_shift(ref[rows], size[rows], score)
+            result[rows] = ref[rows] + size[rows] * (score + shift)
+        return result
+
+    return log_policy
+
+
+def dominating(shift: float) -> LogPolicy:
+    """Of losses on sorted margins: the margins of π are those of π_ref, all larger by `shift`, in any order.
+
+    For a population of one pair a prompt. There are P! such distributions, one for each order: [P!, B].
+    """
+
+    def log_policy(scored: Scored, batch: Batch) -> Tensor:
+        ref, pairs = scored["ref_logp"].sum(-1), batch.pairs
+        margins = ref[pairs.chosen] - ref[pairs.rejected] + shift
+        orders = torch.tensor(list(itertools.permutations(range(len(margins)))))
+        return torch.zeros(len(orders), len(ref), dtype=ref.dtype).index_add(1, pairs.chosen, margins[orders])
+
+    return log_policy
+
+
+def _prompts(batch: Batch) -> list[Tensor]:
+    group = group_of(batch.tokens.prompt)
+    return [(group == g).nonzero()[:, 0] for g in range(int(group.max()) + 1)]
+
+
+def _stationary_scores(link: Link, batch: Batch, rows: Tensor) -> Tensor:
+    """The scores [n] of a prompt's rows where the weighted sum of links over its pairs is least; their mean is 0."""
+    where = torch.full((len(batch.tokens.ended),), -1)
+    where[rows] = torch.arange(len(rows))
+    inside = where[batch.pairs.chosen] >= 0
+    chosen, rejected = where[batch.pairs.chosen][inside], where[batch.pairs.rejected][inside]
+    weight = batch.columns["weight"][inside]
+
+    def total(score: Tensor) -> Tensor:
+        # a constant in all scores changes no margin: the square pins it
+        return (weight * link(score[chosen] - score[rejected])).sum() + weight.sum() * score.mean() ** 2
+
+    score = torch.zeros(len(rows), dtype=weight.dtype)
+    for _ in range(100):
+        slope = torch.func.grad(total)(score)
+        step = torch.linalg.solve(torch.func.hessian(total)(score), slope)
+        score = score - step
+        if step.abs().max() < 1e-13:
+            return score
+    raise ArithmeticError("Newton's method found no scores where the pairs of a prompt balance: is the link convex?")
+
+
+def _normalising_shift(ref: Tensor, size: Tensor, score: Tensor) -> Tensor:
+    """k with Σ_y π_ref e^{size · (score + k)} = 1: the root of a convex rising function, by Newton's method from the right."""
+    shift = -score.min()  # every ratio is at least 1 there
+    for _ in range(200):
+        each = ref + size * (score + shift)
+        value = each.logsumexp(0)
+        step = value / (each.softmax(0) * size).sum()
+        shift = shift - step
+        if step.abs() < 1e-15:
+            break
+    return shift

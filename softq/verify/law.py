@@ -1,0 +1,60 @@
+"""A law: what must hold, what it means if it does not, and a check that says how far off it is."""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Generic, NamedTuple, TypeVar
+
+from torch import Tensor
+
+Subject = TypeVar("Subject")
+
+
+class Finding(NamedTuple):
+    """How far off a law is; green while the error is within the bound."""
+
+    error: float  # the largest that was seen, in the unit of the law; nan is red
+    bound: float
+    note: str = ""  # what was seen, where a number does not say it
+
+    @property
+    def green(self) -> bool:
+        """Whether the law holds."""
+        return self.error <= self.bound
+
+
+class Law(NamedTuple, Generic[Subject]):
+    """What must hold of a subject: of the theory (None), of a method's contract line, or of a user's model."""
+
+    name: str  # one to three words
+    holds: str  # what holds, a sentence
+    red: str  # what it means for a person if it does not, a sentence
+    check: Callable[[Subject], Finding | str]  # a str: why the law says nothing of this subject
+
+
+class Result(NamedTuple):
+    """A law, a subject's name, and what was found."""
+
+    law: Law
+    subject: str
+    finding: Finding | str
+
+    @property
+    def green(self) -> bool:
+        """Whether nothing is wrong; a law that does not apply is not wrong."""
+        return isinstance(self.finding, str) or self.finding.green
+
+
+def checked(laws: Sequence[Law[Subject]], subject: Subject, name: str) -> Iterator[Result]:
+    """Every law on a subject, one at a time. A law whose check raises ArithmeticError or ValueError is red, with the error."""
+    for law in laws:
+        try:
+            finding = law.check(subject)
+        except (ArithmeticError, ValueError) as error:
+            finding = Finding(math.inf, 0.0, f"{type(error).__name__}: {error}")
+        yield Result(law, name, finding)
+
+
+def apart(found: Tensor, expected: Tensor) -> float:
+    """max |found - expected| over all entries; nan where an entry of either is. Equal infinities are 0 apart."""
+    same = found == expected
+    return float((found - expected).abs().masked_fill(same, 0.0).max()) if found.numel() else 0.0

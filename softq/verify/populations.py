@@ -1,0 +1,109 @@
+"""Whole populations as one exact batch: every completion of a small tree, weighed by how often it is seen and judged so."""
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from softq.lm.score import Models
+from softq.mdp.tabular import TokenTree, along, every_pair, every_trajectory, policy_of, random_table, token_tree
+from softq.records import Batch, FixedPoint, Pairs, Scored, Tokens
+from softq.verify.tables import models
+
+SMALL = token_tree([(0,), (1, 1)], vocabulary=3, horizon=2, end=2)
+"""Two prompts of different lengths, seven completions each, of one or two tokens."""
+
+TWO = token_tree([(0,), (1, 0), (1, 1)], vocabulary=2, horizon=1)
+"""Three prompts with two completions each."""
+
+
+class Population(NamedTuple):
+    """A tree, a reference on it, and one batch that is the whole population."""
+
+    tree: TokenTree
+    reference: Tensor  # [S, V] nats
+    batch: Batch
+
+    def at(self, policy: Tensor) -> Models:
+        """The models of this population with a policy [S, V] of logits."""
+        return models(policy, self.reference, self.tree)
+
+    def scored(self) -> Scored:
+        """What a fixed point may read of the models: the reference's log-probs [B, T] of the rows."""
+        return {"ref_logp": along(self.tree, self.reference, self.batch.tokens)}
+
+    def targets(self, rest: FixedPoint) -> list[Tensor]:
+        """The policies [S, V] in nats that a fixed point states here."""
+        stated = rest.log_policy(self.scored(), self.batch)
+        tokens, first = _distinct(self.batch.tokens)
+        return [policy_of(self.tree, tokens, logp[first]) for logp in (stated if stated.dim() == 2 else stated[None])]
+
+
+def soft_pairs(size: float) -> Population:
+    """Every ordered pair of completions of a prompt, drawn by a policy of full support, labelled by σ(R_w - R_l)."""
+    leaves, reference, reward = _small(size)
+    drawn = (0.5 * along(SMALL, reference, leaves).sum(-1)).exp()
+    i, j = every_pair(leaves.prompt)
+    weight = drawn[i] * drawn[j] * torch.sigmoid(reward[i] - reward[j])
+    return Population(SMALL, reference, Batch(leaves, Pairs(i, j), {"weight": weight, "reward": reward}))
+
+
+def hard_pairs(size: float) -> Population:
+    """One pair a prompt, of its two completions, always labelled the same way."""
+    leaves = every_trajectory(TWO)
+    reference = random_table(TWO, 3).log_softmax(-1)
+    better = torch.tensor([0, 3, 4])
+    return Population(TWO, reference, Batch(leaves, Pairs(better, better ^ 1)))
+
+
+def groups(size: float) -> Population:
+    """All completions of a prompt as one group, each with its reward."""
+    leaves, reference, reward = _small(size)
+    return Population(SMALL, reference, Batch(leaves, None, {"reward": reward}))
+
+
+def demonstrations(size: float) -> Population:
+    """Every completion, some of them more often than others: one to four times."""
+    leaves, reference, _ = _small(size)
+    rows = torch.arange(len(leaves.ended)).repeat_interleave(1 + torch.arange(len(leaves.ended)) % 4)
+    tokens = Tokens(leaves.ids[rows], leaves.action[rows], leaves.ended[rows], leaves.prompt[rows])
+    return Population(SMALL, reference, Batch(tokens))
+
+
+POPULATIONS: Mapping[str, Callable[[float], Population]] = {
+    "soft pairs": soft_pairs,
+    "hard pairs": hard_pairs,
+    "groups": groups,
+    "demonstrations": demonstrations,
+}
+"""By name; the number is the size of the rewards. What each assumes stands in its docstring."""
+
+
+def population(rest: FixedPoint) -> Population:
+    """The population that a fixed point names, with rewards of a size that moves its policy by about a nat.
+
+    So laws are as sharp for β = 0.001 as for β = 1. ValueError for a name that is none.
+    """
+    if rest.population not in POPULATIONS:
+        raise ValueError(f"no population {rest.population!r}; known are {', '.join(POPULATIONS)}")
+    made = POPULATIONS[rest.population]
+    first = made(1.0)
+    ratio = rest.log_policy(first.scored(), first.batch) - first.scored()["ref_logp"].sum(-1)
+    return made(1.0 / max(float(ratio.std()), 1e-6))
+
+
+def _small(size: float) -> tuple[Tokens, Tensor, Tensor]:
+    """All completions of SMALL, a random reference, and the sum of random rewards of the tokens."""
+    leaves = every_trajectory(SMALL)
+    reference = random_table(SMALL, 12).log_softmax(-1)
+    return leaves, reference, size * along(SMALL, random_table(SMALL, 11), leaves).sum(-1)
+
+
+def _distinct(tokens: Tokens) -> tuple[Tokens, Tensor]:
+    """The rows that differ, and the number of the first of each."""
+    seen: dict[tuple[int, ...], int] = {}
+    for row, (prompt, ids) in enumerate(zip(tokens.prompt.tolist(), tokens.ids.tolist(), strict=True)):
+        seen.setdefault((prompt, *ids), row)
+    first = torch.tensor(list(seen.values()))
+    return Tokens(tokens.ids[first], tokens.action[first], tokens.ended[first], tokens.prompt[first]), first

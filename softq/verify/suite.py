@@ -1,0 +1,60 @@
+"""All laws of tables at once: the theory, and methods; what `softq verify` runs and what a training run is stamped with."""
+
+from collections.abc import Iterator, Sequence
+from importlib.metadata import version
+from typing import Any, TypeVar
+
+import torch
+
+from softq.records import Method
+from softq.training.methods import nearest
+from softq.verify.contract import CONTRACT, Line
+from softq.verify.law import Finding, Law, Result, checked
+from softq.verify.method_laws import METHOD_LAWS
+from softq.verify.theory import TABLES, THEORY_LAWS
+
+Some = TypeVar("Some", bound=Law[Any])
+
+
+def theory(law: str | None = None) -> Iterator[Result]:
+    """The laws of the theory on every table; or one of them."""
+    for name, table in TABLES.items():
+        yield from checked(named(THEORY_LAWS, law), table, name)
+
+
+def methods(lines: dict[str, Line], law: str | None = None) -> Iterator[Result]:
+    """The laws of a method on every line; or one of them."""
+    for name, line in lines.items():
+        yield from checked(named(METHOD_LAWS, law), line, name)
+
+
+def named(laws: Sequence[Some], name: str | None) -> Sequence[Some]:
+    """The laws of this name, which may be none; all of them without one."""
+    return laws if name is None else [law for law in laws if spelled(law.name) == spelled(name)]
+
+
+def spelled(name: str) -> str:
+    """A law's name as one word, as it is given on the command line."""
+    return name.lower().replace(" ", "-").replace("*", "")
+
+
+def stamp(method: Method) -> dict[str, Any]:
+    """What a training run's manifest says of its method: which laws were checked, with its own settings, and what was red."""
+    with torch.random.fork_rng(devices=[]):
+        results = list(checked(METHOD_LAWS, Line(method), "method"))
+    found = [result for result in results if isinstance(result.finding, Finding)]
+    return {
+        "softq": version("softq"),
+        "laws": len(found),
+        "red": {r.law.name: r.law.red for r in found if not r.green},
+        "not_stated": [result.law.name for result in results if isinstance(result.finding, str)],
+    }
+
+
+def lines_of(name: str) -> dict[str, Line]:
+    """The contract lines of these names, separated by commas. ValueError for a name that has none."""
+    for one in name.split(","):
+        if one not in CONTRACT:
+            known = f"the contract has {', '.join(CONTRACT)}; a method of your own is package.module:function"
+            raise ValueError(f"--method {one}: no such method{nearest(one, CONTRACT)}; {known}")
+    return {one: CONTRACT[one] for one in name.split(",")}

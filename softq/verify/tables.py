@@ -1,0 +1,126 @@
+"""The lab's bench: models that are tables, a small uneven step for any method, and its loss and gradient by the river."""
+
+from collections.abc import Mapping
+from typing import NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+
+from softq.lm.score import Models
+from softq.mdp.tabular import TabularLM, TokenTree, every_trajectory, random_table, token_tree
+from softq.records import Batch, Labels, Method, Pairs, Tokens, take
+from softq.training.loop import with_columns
+from softq.training.plan import losses, plan, scored_by
+
+TREE = token_tree([(0, 1), (2,), (1, 1, 0)], vocabulary=4, horizon=3, end=3)
+"""Three prompts of different lengths, completions of one to three tokens."""
+
+EVERY = every_trajectory(TREE)
+WHOLE = 10**9  # states a part: all of them
+
+
+class Slope(NamedTuple):
+    """A step's loss, and its gradient with respect to the policy's table of logits [S, V]."""
+
+    loss: Tensor
+    gradient: Tensor
+
+
+def models(policy: Tensor, reference: Tensor, tree: TokenTree = TREE) -> Models:
+    """Two tables of logits [S, V] as the policy and its frozen reference."""
+    return Models(
+        {"policy": TabularLM(tree, policy), "ref": TabularLM(tree, reference).requires_grad_(False)},
+    )
+
+
+def some_models(seed: int = 0, tree: TokenTree = TREE) -> Models:
+    """A random policy and a random reference."""
+    return models(random_table(tree, seed), random_table(tree, seed + 1), tree)
+
+
+def table(of: Models) -> nn.Parameter:
+    """The policy's logits [S, V], which training moves."""
+    return cast(TabularLM, of["policy"]).table
+
+
+def slope(method: Method, of: Models, batch: Batch, tokens_per_micro: int = WHOLE) -> Slope:
+    """Loss and gradient of one step, cut as training cuts it into parts of at most so many states."""
+    of.zero_grad()
+    planned = plan(method, of, with_columns(batch, method.memory), tokens_per_micro=tokens_per_micro)
+    parts = []
+    for micro in planned.micros:
+        share = micro.share(scored_by(of, micro.batch, method))
+        share.backward()
+        parts.append(share.detach())
+    found = table(of).grad
+    gradient = torch.zeros_like(table(of)) if found is None else found.clone()
+    return Slope(planned.whole[1] if planned.whole else torch.stack(parts).sum(), gradient)
+
+
+def step_loss(method: Method, of: Models, batch: Batch) -> Tensor:
+    """The loss alone, without a graph."""
+    batch = with_columns(batch, method.memory)
+    with torch.no_grad():
+        return losses(method, scored_by(of, batch, method), batch, [term.weigh(batch) for term in method.terms])
+
+
+def rows(which: list[int], prompt: list[int] | None = None) -> Tokens:
+    """Some trajectories of TREE, with data records of one's own choice."""
+    index = torch.tensor(which)
+    own = EVERY.prompt[index] if prompt is None else torch.tensor(prompt)
+    return Tokens(EVERY.ids[index], EVERY.action[index], EVERY.ended[index], own)
+
+
+def some_step(method: Method) -> Batch:
+    """Four records on three prompts with completions of one to three tokens, in the form that the method takes."""
+    records = [0, 0, 1, 1, 2, 2, 3, 3]
+    columns = _columns(method)
+    if method.takes == "labels+mismatched":
+        tokens = rows(OWN + OTHERS, [*records, 1, 2, 3, 0])
+        good = torch.tensor([True, False, True, True, False, True, False, False])
+        return Batch(tokens, Labels(torch.arange(8), good, torch.arange(8, 12)), columns)
+    tokens = rows(OWN, records)
+    if "advantage" in method.columns:
+        generator = torch.Generator().manual_seed(6)
+        uneven = torch.randn(8, 1, generator=generator, dtype=torch.float64)
+        old = torch.rand(tokens.action.shape, generator=generator, dtype=torch.float64) - 1.5
+        columns |= {"advantage": uneven * tokens.action, "old_logp": old * tokens.action}
+    pairs = Pairs(torch.tensor([0, 3, 4, 6]), torch.tensor([1, 2, 5, 7])) if method.takes == "pairs" else None
+    return Batch(tokens, pairs, columns)
+
+
+def _completions(prompt: int, length: int) -> list[int]:
+    of = (EVERY.prompt == prompt) & (EVERY.action.sum(-1) == length)
+    return of.nonzero()[:, 0].tolist()
+
+
+OWN = [
+    *(_completions(0, 1)[0], _completions(0, 3)[5]),
+    *(_completions(1, 2)[1], _completions(1, 3)[20]),
+    *(_completions(2, 3)[3], _completions(2, 1)[0]),
+    *(_completions(0, 3)[11], _completions(0, 2)[0]),
+]
+OTHERS = [_completions(1, 3)[2], _completions(2, 3)[7], _completions(0, 3)[9], _completions(1, 2)[2]]
+
+
+def _columns(method: Method) -> dict[str, Tensor]:
+    """The columns of a step that a method reads: eight rows, or four pairs."""
+    known: Mapping[str, list[float]] = {
+        "reward": [0.4, -1.1, 0.3, 0.9, -0.2, 1.6, -0.7, 0.1],
+        "weight": [1.0, 0.5, 2.0, 0.25],
+        "margin": [0.5, 0.0, 1.5, -0.25],
+        "label_probability": [0.9, 0.6, 1.0, 0.3],
+    }
+    return {name: torch.tensor(known[name], dtype=torch.float64) for name in method.columns if name in known}
+
+
+def one_by_one(of: Models, batch: Batch, method: Method) -> dict[str, Tensor]:
+    """The scores of a step with every row scored by itself: nothing shared, nothing padded."""
+    B, T = batch.tokens.action.shape
+    scored: dict[str, list[Tensor]] = {}
+    for row in range(B):
+        alone = Batch(take(Batch(batch.tokens), torch.tensor([row]))[0].tokens)
+        for name, values in of(alone.tokens, method.needs).items():
+            wide = torch.nn.functional.pad(values[0], (0, T - values.shape[1]))
+            scored.setdefault(name, []).append(wide)
+    return {name: torch.stack(values) for name, values in scored.items()}
