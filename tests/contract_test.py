@@ -14,8 +14,7 @@ from softq.objectives.sums import weighted_sum
 from softq.records import Batch, FixedPoint, Method, Pairs, Scored, Term, Tokens, implicit, take
 from softq.verify.contract import CONTRACT, Line
 from softq.verify.law import Finding, Law, checked
-from softq.verify.method_laws import METHOD_LAWS
-from softq.verify.suite import named, stamp
+from softq.verify.suite import METHOD_LAWS, named, stamp
 from softq.verify.tables import rows, slope, some_models, some_step
 from softq.verify.theory import TABLES, THEORY_LAWS, Table
 

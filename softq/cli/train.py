@@ -23,6 +23,7 @@ from softq.training.publish import check_publish, publish
 from softq.training.run import run as train
 from softq.training.settings import Call, build, flag, flattened
 from softq.training.trackers import refuse_missing
+from softq.verify.suite import stamp
 
 OF_THE_CALL = ("report_to", "logging_steps")
 """Options of the command that another library's file may set; whatever writes, overwrites or publishes it may not."""
@@ -55,6 +56,7 @@ def run(words: list[str]) -> int:
         print(yaml.safe_dump(understood, sort_keys=False, allow_unicode=True), end="")
         return 0
     _refuse(own)
+    verified = stamp(method)
     with asked() as stop:
         call = Call(
             dry=own.dry_run,
@@ -64,15 +66,25 @@ def run(words: list[str]) -> int:
             trust_remote_code=own.trust_remote_code,
             samples=own.samples,
             report_to=own.report_to or (),
+            verified=verified,
             stop=stop,
         )
         if own.seeds is None:
             events = train(name, settings, method, understood, call)
         else:
             events = _swept(sweep(name, values, seeds_of(own.seeds), call))
+        notes.append(_stamped(name, verified))
         last = Show(own.logging_steps).all([*map(Note, notes)], _published(events, own.push_to_hub))
     ranks.leave()
     return 128 + last.signal if isinstance(last, Stopped) else 0
+
+
+def _stamped(name: str, verified: Mapping[str, Any]) -> str:
+    """The method's laws, in a line."""
+    if not verified["red"]:
+        return f"verify: {name} keeps {verified['laws']} laws on tables with exact answers"
+    red = "; ".join(f"{law}: {why}" for law, why in verified["red"].items())
+    return f"verify: RED, {name} breaks {len(verified['red'])} of {verified['laws']} laws: {red} (softq verify --method {name})"
 
 
 def _given(own: Namespace) -> tuple[str | None, dict[str, Any], list[str]]:

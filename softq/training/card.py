@@ -29,6 +29,7 @@ def card(record: Record) -> str:
     parts = [_head(record), f"# {_text(_title(record))}"]
     if "settings" in record:
         parts += _trained(record)
+        parts += [_verified(record["verified"])] if record.get("verified") else []
     if "merge" in record:
         parts += _merged(record["merge"])
     if "metrics" in record:
@@ -125,6 +126,15 @@ def _trained(record: Record) -> Iterator[str]:
     said = _code(reference["model"]) if known else _text(reference["model"])
     mark = f", fingerprint {_code(reference['fingerprint'])}" if reference["fingerprint"] else ""
     yield f"Reference: {said}{mark}."
+
+
+def _verified(verified: Record) -> str:
+    """What `softq verify` says of the method with these settings."""
+    said = f"Its loss was held to {verified['laws']} laws on tables with exact answers (`softq verify`, softq "
+    said += f"{_text(verified['softq'])}) before training: "
+    if not verified["red"]:
+        return said + "all are kept."
+    return said + "**not kept:** " + "; ".join(f"{_text(law)} ({_text(why)})" for law, why in verified["red"].items())
 
 
 def _method(settings: Record, name: str, weight: float | None) -> str:

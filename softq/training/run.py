@@ -91,7 +91,8 @@ def run(
             if not settings.cache_reference:  # it would change what the steps cost
                 yield Note(str(estimate(course(settings, method, loaded, data, accelerator, budget))))
             return
-        record = manifest(understood, {**facts(name, settings, method, loaded, data), "tokens_per_micro": budget})
+        found_out = {**facts(name, settings, method, loaded, data), "tokens_per_micro": budget}
+        record = manifest(understood, {**found_out, "verified": dict(call.verified)})
         if found:
             yield from map(Note, same_run(found, record))
             weights_back(found, loaded, moving=bool(settings.reference_mixup))

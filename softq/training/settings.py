@@ -22,6 +22,7 @@ class Call(NamedTuple):
     trust_remote_code: bool = False  # run code that a model repository brings
     samples: int = 0  # held-out prompts that the policy completes at each evaluation
     report_to: Sequence[str] = ()  # trackers, beside metrics.jsonl
+    verified: Mapping[str, Any] = {}  # what the laws of the method came to on tables, for the manifest and the card
     stop: Callable[[], int] = lambda: 0  # the signal that asks the run to save and end, if one came
 
 
@@ -104,9 +105,9 @@ def build(name: str, values: Mapping[str, Any]) -> tuple[Settings, Method, dict[
     for key in values:
         if key not in known:
             raise ValueError(f"{flag(key)}: no such setting of a run of {name}{nearest(flag(key), map(flag, known))}")
-    run = _validated(Settings, values, "")
+    run = validated(Settings, values, "")
     _all_read(run)
-    own = {prefix: _validated(part, values, prefix).model_dump() for prefix, part in parts.items()}
+    own = {prefix: validated(part, values, prefix).model_dump() for prefix, part in parts.items()}
     methods = [made(prefix[:-1] or name, settings) for prefix, settings in own.items()]
     understood = {"method": name, **run.model_dump()}
     understood |= {prefix + key: value for prefix, settings in own.items() for key, value in settings.items()}
@@ -169,7 +170,7 @@ def _all_read(run: Settings) -> None:
         raise ValueError(f"--best {run.best}: expected a metric of the evaluation, such as eval_loss")
 
 
-def _validated(part: type[BaseModel], values: Mapping[str, Any], prefix: str) -> Any:
+def validated(part: type[BaseModel], values: Mapping[str, Any], prefix: str) -> Any:
     """The settings of one part, from the flat values that carry its prefix."""
     try:
         return part.model_validate(

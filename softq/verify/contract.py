@@ -19,6 +19,7 @@ from softq.records import Batch, Method, Pairs
 from softq.verify.tables import TREE, models, some_models, some_step
 
 LOG_2 = math.log(2)
+UNSTATED = "nothing is stated of it"
 
 
 class Equal(NamedTuple):
@@ -34,6 +35,7 @@ class Line(NamedTuple):
     """A method, and what is stated of it; what is None is not stated."""
 
     method: Method
+    name: str = ""  # in CONTRACT, and of its conformance vectors; a method of one's own has none
     why: str = ""  # why it has no fixed point
     at_reference: float | None = None  # its loss where the policy is the reference, without margins and soft labels
     rests: float | None = (
@@ -68,7 +70,7 @@ def _equal(says: str, one: Method, other: Method, batch: Batch, of: Models | Non
     return (Equal(says, (one, batch), (other, batch), of or some_models()),)
 
 
-CONTRACT: Mapping[str, Line] = {
+_LINES: Mapping[str, Line] = {
     "dpo": Line(
         dpo(beta=0.7),
         at_reference=LOG_2,
@@ -106,7 +108,7 @@ CONTRACT: Mapping[str, Line] = {
     "ipo_sum": Line(ipo(beta=0.5, length_average=False), at_reference=1.0, rests=1.0, free=True),
     "tdpo2": Line(
         tdpo2(beta=0.5),
-        "its stop-gradient makes its field no gradient, and no distribution where it vanishes is known in closed form",
+        why="its stop-gradient makes its field no gradient, and no distribution where it vanishes is known in closed form",
         at_reference=LOG_2,
         rests=math.inf,
         free=False,
@@ -128,11 +130,15 @@ CONTRACT: Mapping[str, Line] = {
         ),
     ),
     "aot_hard": Line(
-        aot(beta=0.5), "without label smoothing every sorted margin grows for ever", LOG_2, rests=math.inf, free=True
+        aot(beta=0.5),
+        why="without label smoothing every sorted margin grows for ever",
+        at_reference=LOG_2,
+        rests=math.inf,
+        free=True,
     ),
     "kto": Line(
         kto(beta=0.5),
-        "it saturates: inside, what is judged bad always loses mass to what is judged good",
+        why="it saturates: inside, what is judged bad always loses mass to what is judged good",
         at_reference=0.5,
         rests=math.inf,
     ),
@@ -156,12 +162,14 @@ CONTRACT: Mapping[str, Line] = {
     ),
     "dpo+sft": Line(
         weighted_sum([(dpo(beta=0.3), 0.8), (sft(), 0.2)]),
-        "a sum of losses rests between where its summands do; nothing is known in closed form",
+        why="a sum of losses rests between where its summands do; nothing is known in closed form",
         rests=math.inf,
         free=False,
     ),
     "grpo": Line(
         grpo(),
-        "its advantages are those of sampled groups, divided by their spread: a direction, not a loss of the policy alone",
+        why="its advantages are those of sampled groups, divided by their spread: a direction, not a loss of the policy alone",
     ),
 }
+
+CONTRACT: Mapping[str, Line] = {name: line._replace(name=name) for name, line in _LINES.items()}

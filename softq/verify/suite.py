@@ -9,9 +9,13 @@ import torch
 from softq.records import Method
 from softq.training.methods import nearest
 from softq.verify.contract import CONTRACT, Line
+from softq.verify.end_laws import END_LAWS
 from softq.verify.law import Finding, Law, Result, checked
-from softq.verify.method_laws import METHOD_LAWS
+from softq.verify.step_laws import STEP_LAWS
 from softq.verify.theory import TABLES, THEORY_LAWS
+
+METHOD_LAWS: tuple[Law[Line], ...] = (*STEP_LAWS, *END_LAWS)
+"""Every law of a method on tables."""
 
 Some = TypeVar("Some", bound=Law[Any])
 

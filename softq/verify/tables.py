@@ -8,9 +8,10 @@ from torch import Tensor, nn
 
 from softq.lm.score import Models
 from softq.mdp.tabular import TabularLM, TokenTree, every_trajectory, random_table, token_tree
-from softq.records import Batch, Labels, Method, Pairs, Tokens, take
+from softq.records import COLUMNS, Batch, Labels, Method, Pairs, Tokens, take
 from softq.training.loop import with_columns
 from softq.training.plan import losses, plan, scored_by
+from softq.verify.law import apart
 
 TREE = token_tree([(0, 1), (2,), (1, 1, 0)], vocabulary=4, horizon=3, end=3)
 """Three prompts of different lengths, completions of one to three tokens."""
@@ -57,6 +58,12 @@ def slope(method: Method, of: Models, batch: Batch, tokens_per_micro: int = WHOL
     return Slope(planned.whole[1] if planned.whole else torch.stack(parts).sum(), gradient)
 
 
+def differ(one: Slope, other: Slope) -> float:
+    """The larger of the differences of losses and gradients, relative where the loss is large."""
+    size = max(1.0, abs(other.loss.item()))
+    return max(apart(one.loss, other.loss), apart(one.gradient, other.gradient)) / size
+
+
 def step_loss(method: Method, of: Models, batch: Batch) -> Tensor:
     """The loss alone, without a graph."""
     batch = with_columns(batch, method.memory)
@@ -74,19 +81,13 @@ def rows(which: list[int], prompt: list[int] | None = None) -> Tokens:
 def some_step(method: Method) -> Batch:
     """Four records on three prompts with completions of one to three tokens, in the form that the method takes."""
     records = [0, 0, 1, 1, 2, 2, 3, 3]
-    columns = _columns(method)
     if method.takes == "labels+mismatched":
         tokens = rows(OWN + OTHERS, [*records, 1, 2, 3, 0])
         good = torch.tensor([True, False, True, True, False, True, False, False])
-        return Batch(tokens, Labels(torch.arange(8), good, torch.arange(8, 12)), columns)
+        return Batch(tokens, Labels(torch.arange(8), good, torch.arange(8, 12)), _columns(method, tokens))
     tokens = rows(OWN, records)
-    if "advantage" in method.columns:
-        generator = torch.Generator().manual_seed(6)
-        uneven = torch.randn(8, 1, generator=generator, dtype=torch.float64)
-        old = torch.rand(tokens.action.shape, generator=generator, dtype=torch.float64) - 1.5
-        columns |= {"advantage": uneven * tokens.action, "old_logp": old * tokens.action}
     pairs = Pairs(torch.tensor([0, 3, 4, 6]), torch.tensor([1, 2, 5, 7])) if method.takes == "pairs" else None
-    return Batch(tokens, pairs, columns)
+    return Batch(tokens, pairs, _columns(method, tokens))
 
 
 def _completions(prompt: int, length: int) -> list[int]:
@@ -103,15 +104,27 @@ OWN = [
 OTHERS = [_completions(1, 3)[2], _completions(2, 3)[7], _completions(0, 3)[9], _completions(1, 2)[2]]
 
 
-def _columns(method: Method) -> dict[str, Tensor]:
-    """The columns of a step that a method reads: eight rows, or four pairs."""
+def _columns(method: Method, tokens: Tokens) -> dict[str, Tensor]:
+    """The columns of a step that a method reads: known numbers, or random ones where nothing is known of a column."""
     known: Mapping[str, list[float]] = {
         "reward": [0.4, -1.1, 0.3, 0.9, -0.2, 1.6, -0.7, 0.1],
         "weight": [1.0, 0.5, 2.0, 0.25],
         "margin": [0.5, 0.0, 1.5, -0.25],
         "label_probability": [0.9, 0.6, 1.0, 0.3],
     }
-    return {name: torch.tensor(known[name], dtype=torch.float64) for name in method.columns if name in known}
+    rows_here = len(tokens.ended)
+    spare = [0.0] * (rows_here - 8)
+    wanted = [name for name in method.columns if name not in method.memory]
+    generator = torch.Generator().manual_seed(6)
+    found = {}
+    for name in wanted:
+        unit = COLUMNS[name].unit if name in COLUMNS else "step"
+        shape = {"token": tokens.action.shape, "row": (rows_here,), "pair": (4,), "step": ()}[unit]
+        values = torch.randn(shape, generator=generator, dtype=torch.float64)
+        if name in known:
+            values = torch.tensor(known[name] + (spare if unit == "row" else []), dtype=torch.float64)
+        found[name] = values * tokens.action if unit == "token" else values
+    return found
 
 
 def one_by_one(of: Models, batch: Batch, method: Method) -> dict[str, Tensor]:

@@ -36,10 +36,8 @@ from softq.mdp.tabular import (
     with_mass,
 )
 from softq.records import Tokens
-from softq.verify.law import Finding, Law, apart
+from softq.verify.law import EXACT, Finding, Law, apart
 from softq.verify.tables import models
-
-EXACT = 1e-10
 
 
 class Table(NamedTuple):
