@@ -13,6 +13,7 @@ from softq.objectives.margins import contrast
 from softq.objectives.sums import weighted_sum
 from softq.records import Batch, FixedPoint, Method, Pairs, Scored, Term, Tokens, implicit, take
 from softq.verify.contract import CONTRACT, Line
+from softq.verify.examples import EXAMPLE_LAWS
 from softq.verify.law import Finding, Law, checked
 from softq.verify.suite import METHOD_LAWS, named, stamp
 from softq.verify.tables import rows, slope, some_models, some_step
@@ -32,6 +33,12 @@ def test_methods(name: str, law: Law[Line]) -> None:
 @pytest.mark.parametrize("name", TABLES)
 def test_theory(name: str, law: Law[Table]) -> None:
     (result,) = checked([law], TABLES[name], name)
+    assert result.green, (result.finding, law.red)
+
+
+@pytest.mark.parametrize("law", EXAMPLE_LAWS, **by_name)
+def test_examples(law: Law[None]) -> None:
+    (result,) = checked([law], None, "examples")
     assert result.green, (result.finding, law.red)
 
 

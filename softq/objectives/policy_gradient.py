@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from softq.mdp.divergence import k3
 from softq.mdp.readouts import REF_LOGP
 from softq.objectives import weights
 from softq.objectives.credit import group_normalised
@@ -22,8 +23,7 @@ def grpo(*, beta: float = 0.04, epsilon: float = 0.2) -> Method:
         surrogate = torch.minimum(rho * advantage, rho.clamp(1 - epsilon, 1 + epsilon) * advantage)
         if not beta:
             return -surrogate
-        d = scored["logp"] - scored["ref_logp"]
-        return beta * ((-d).exp() - 1 + d) - surrogate
+        return beta * k3(scored["logp"] - scored["ref_logp"]) - surrogate
 
     return Method(
         (Term("grpo", "token", loss, weights.per_row_then_token),),

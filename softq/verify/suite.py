@@ -10,6 +10,7 @@ from softq.records import Method
 from softq.training.methods import nearest
 from softq.verify.contract import CONTRACT, Line
 from softq.verify.end_laws import END_LAWS
+from softq.verify.examples import EXAMPLE_LAWS
 from softq.verify.law import Finding, Law, Result, checked
 from softq.verify.step_laws import STEP_LAWS
 from softq.verify.theory import TABLES, THEORY_LAWS
@@ -24,6 +25,11 @@ def theory(law: str | None = None) -> Iterator[Result]:
     """The laws of the theory on every table; or one of them."""
     for name, table in TABLES.items():
         yield from checked(named(THEORY_LAWS, law), table, name)
+
+
+def examples(law: str | None = None) -> Iterator[Result]:
+    """The laws of small examples; or one of them."""
+    yield from checked(named(EXAMPLE_LAWS, law), None, "small examples")
 
 
 def methods(lines: dict[str, Line], law: str | None = None) -> Iterator[Result]:

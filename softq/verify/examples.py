@@ -1,0 +1,103 @@
+"""Laws of small examples: KL estimators, an environment that draws, and the four ways to construct one loss."""
+
+import torch
+from torch import Tensor
+
+from softq.mdp.chance import (
+    Chance,
+    chance_backup,
+    every_episode,
+    luck,
+    minimum,
+    regularised_return,
+    step_dpo,
+    totals,
+    trajectory_dpo,
+    two_states,
+)
+from softq.mdp.divergence import corrected, k1, k2, k3, straight_through
+from softq.mdp.tabular import gradient, random_table, token_tree
+from softq.verify.law import EXACT, Finding, Law, apart
+
+CHOICE = token_tree([(0,)], vocabulary=5, horizon=1)
+POLICY, REFERENCE = 2 * random_table(CHOICE, 31)[0], random_table(CHOICE, 32)[0].log_softmax(-1)
+
+
+def _log_ratio(logits: Tensor) -> Tensor:
+    return logits.log_softmax(-1) - REFERENCE
+
+
+def _kl(logits: Tensor) -> Tensor:
+    return (logits.softmax(-1) * _log_ratio(logits)).sum()
+
+
+def _mirror(logits: Tensor) -> Tensor:
+    return -(REFERENCE.exp() * _log_ratio(logits)).sum()
+
+
+def _estimators(_: None) -> Finding:
+    """Value: the exact mean over actions. Gradient as a loss: of that mean with how often each action is drawn held fixed."""
+    often = POLICY.softmax(-1)
+    value, wanted, other = _kl(POLICY), gradient(_kl, POLICY), gradient(_mirror, POLICY)
+
+    def pull(estimate: object) -> Tensor:
+        return gradient(lambda logits: (often * estimate(_log_ratio(logits))).sum(), POLICY)  # pyright: ignore[reportCallIssue]
+
+    def repaired(logits: Tensor) -> Tensor:
+        ratio = (logits.log_softmax(-1) - POLICY.log_softmax(-1)).exp()
+        return (often * corrected(k3(_log_ratio(logits)), ratio)).sum()
+
+    d = _log_ratio(POLICY)
+    off = [
+        apart((often * k1(d)).sum(), value),
+        apart((often * k3(d)).sum(), value),
+        apart(pull(k1), torch.zeros(5, dtype=torch.float64)),
+        apart(pull(k2), wanted),
+        apart(pull(k3), other),
+        apart(gradient(repaired, POLICY), wanted),
+        apart(pull(lambda d: straight_through(k3(d), k2(d))), wanted),
+    ]
+    return Finding(max(off), EXACT, f"the two KLs pull {apart(wanted, other):.2f} apart here")
+
+
+def _luck(_: None) -> Finding:
+    """On `two_states`: the identity with luck, its mean, and by how much trajectory-level DPO misses π*."""
+    drawn, sure, reference = two_states(), two_states(1.0), torch.full((3, 2), 0.5, dtype=torch.float64).log()
+    best, episodes = chance_backup(drawn, reference, beta=1.0), every_episode(drawn)
+    added = luck(drawn, best, episodes)
+    earned = totals(best.logp - reference, episodes) + best.v[0]
+    often = (totals(best.logp, episodes) + episodes.chance).exp()
+    identity = apart(totals(drawn.reward, episodes), earned + added)
+
+    def trained(mdp: Chance) -> Tensor:
+        return minimum(lambda logp: trajectory_dpo(mdp, logp, reference, beta=1.0), reference)
+
+    missed = best.v[0] - regularised_return(drawn, trained(drawn), reference, beta=1.0)[0]
+    here = chance_backup(sure, reference, beta=1.0).logp
+    by_steps = minimum(lambda logp: step_dpo(best.q_kl, logp, reference, beta=1.0), reference)
+    off = [
+        identity,
+        abs(float((often * added).sum())),
+        apart(trained(sure)[:2].exp(), here[:2].exp()),  # state 2 is never seen there
+        apart(by_steps.exp(), best.logp.exp()),
+        0.0 if missed > 0.04 else 1.0,
+    ]
+    lost = f"{float(missed):.3f} of {float(best.v[0]):.2f} is lost"
+    return Finding(max(off), 1e-8, f"luck up to {float(added.abs().max()):.1f} is credited to actions: {lost}")
+
+
+EXAMPLE_LAWS: tuple[Law[None], ...] = (
+    Law(
+        "KL estimators",
+        "k1 and k3 are KL(π‖π_ref) on average; as losses k1 pulls nowhere, k2 along ∇KL(π‖π_ref), k3 along ∇KL(π_ref‖π).",
+        "A KL penalty of an on-policy method pulls towards another divergence than the one that is logged.",
+        _estimators,
+    ),
+    Law(
+        "luck",
+        "Where the environment draws, G = β Σ log π*/π_ref + V*(s_0) + luck of mean 0; pairs of one state give π*, of whole "
+        "trajectories they do not.",
+        "What chance did would be taken for what actions did, without anybody's knowing how much.",
+        _luck,
+    ),
+)
