@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -25,6 +26,7 @@ from softq.training import reference_cache
 from softq.training.events import RunError
 from softq.training.loop import train
 from softq.training.reference_cache import ReferenceCache, cached_reference, row_key
+from softq.training.settings import Settings
 from softq.training.source import batch_of, batches
 
 
@@ -437,3 +439,9 @@ def test_the_header_is_json_of_one_form(tmp_path: Path, models: Models) -> None:
     head = json.loads(content[8 : 8 + size])
     assert head["logp"]["dtype"] == "F64"
     assert head["logp"]["data_offsets"][1] == len(content) - 8 - size
+
+
+def test_every_dtype_of_a_run_has_a_tolerance() -> None:
+    """Four-bit weights compute in bfloat16."""
+    found = {dtype: reference_cache._tolerance(dtype) for dtype in get_args(Settings.model_fields["dtype"].annotation)}
+    assert found["nf4"] == found["bfloat16"] > found["float32"]

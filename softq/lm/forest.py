@@ -56,4 +56,6 @@ def _longest_prefix(ids: np.ndarray, lengths: np.ndarray, b: int, earlier: np.nd
         shared = width if same.all() else int(same.argmin())
         if shared > best:
             best, like = int(shared), other
+        if best == lengths[b]:
+            break
     return best, like

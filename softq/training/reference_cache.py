@@ -234,7 +234,7 @@ def _kind(dtype: str) -> np.dtype:
 
 
 def _tolerance(dtype: str) -> float:
-    return TOLERANCE[torch.bfloat16 if "bf16" in dtype else DTYPES[dtype.partition("+")[0]]]
+    return TOLERANCE[torch.bfloat16 if "bf16" in dtype or "nf4" in dtype else DTYPES[dtype.partition("+")[0]]]
 
 
 def _header(said: Mapping[str, str], rows: int, actions: int, digest: str) -> bytes:

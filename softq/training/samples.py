@@ -67,7 +67,7 @@ def _generated(policy: CausalLM, prompt: np.ndarray, stops: list[int], *, seed: 
     device = next(policy.parameters()).device
     ids = torch.tensor(prompt, dtype=torch.int64, device=device)[None]
     on = [] if device.type == "cpu" else [device]
-    with torch.random.fork_rng(on), torch.no_grad(), _at_rest(policy.transformer) as model:
+    with torch.random.fork_rng(on), torch.no_grad(), at_rest(policy.transformer) as model:
         torch.manual_seed(seed)
         choice = GenerationConfig(
             do_sample=True,
@@ -102,7 +102,7 @@ def _row(loaded: Loaded, method: Method, prompt: np.ndarray, said: list[int], en
 
 
 @contextmanager
-def _at_rest(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
+def at_rest(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
     """A model ready to generate from its own distribution, for a moment.
 
     In eval mode, because in train mode gradient checkpointing takes the cache away; without its generation config, whose
