@@ -47,3 +47,28 @@ def test_every_folder_and_method_it_names_exists() -> None:
         assert (root / path).exists(), path
     for link in re.findall(r"\]\(((?!http)[\w./-]+\.\w+)\)", README):
         assert (root / link).exists(), link
+
+
+def test_the_fixed_point_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """docs/lab.md: the method that it shows keeps every law that can be checked of it, at the margin it shows."""
+    from softq.training.settings import build
+    from softq.verify.suite import stamp
+
+    page = (Path(__file__).parent.parent / "docs/lab.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    (tmp_path / "shown.py").write_text(code)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    _, method, _ = build("shown:squared", {"model": "m", "data": ["d"], "output": "o", "margin": "2"})
+    found = stamp(method)
+    assert found["red"] == {}
+    assert "fixed point" not in found["not_stated"]
+
+
+def test_the_lab_page_has_a_row_for_every_line_of_the_contract() -> None:
+    from softq.verify.contract import CONTRACT
+    from softq.verify.model_laws import MODEL_LAWS
+
+    page = (Path(__file__).parent.parent / "docs/lab.md").read_text(encoding="utf-8")
+    first = " ".join(line.split("|")[1] for line in page.splitlines() if line.startswith("| "))
+    for name in (*CONTRACT, *(law.name for law in MODEL_LAWS)):
+        assert name.replace("aot_hard", "aot, ε = 0") in first, name
