@@ -98,6 +98,8 @@ def test_a_method_of_ones_own_with_settings_of_ones_own(own: str, capsys: pytest
     code, said, _ = called(["verify", "--json", "--method", f"{own}:mine", "--divided"], capsys)
     red = {one["law"] for one in json.loads(said)["results"] if not one["green"]}
     assert (code, red) == (1, {"micro-batches"})
+    code, said, _ = called(["verify", "--method", f"dpo+{own}:mine", "--weights", "1,0.5", "--law", "padding"], capsys)
+    assert (code, "✓ padding" in said) == (0, True)
     code, said, _ = called(["verify", "--method", f"{own}:lost", "--law", "padding"], capsys)
     assert code == 1
     assert "KeyError: 'nowhere'" in said
@@ -106,8 +108,8 @@ def test_a_method_of_ones_own_with_settings_of_ones_own(own: str, capsys: pytest
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--method", "dpoo"], "no such method; did you mean dpo?"),
-        (["--law", "fixed-pint"], "no such law; did you mean fixed-point?"),
+        (["--method", "dpoo"], "no method 'dpoo'; did you mean dpo?"),
+        (["--law", "fixed-pint"], "no such law here; did you mean fixed-point?"),
         (["--method", "dpo", "--law", "shaping"], "no such law"),
         (["--beta", "0.1"], "--beta: no such option"),
         (["--method", "dpo", "--batch-size", "4"], "--batch-size: no setting of dpo; without --model"),
@@ -116,7 +118,14 @@ def test_a_method_of_ones_own_with_settings_of_ones_own(own: str, capsys: pytest
         (["--data", "x.jsonl"], "--data is read with --model only"),
         (["--model", "m"], "--model: give --data too"),
         (["--model", "m", "--data", "d", "--rows", "1"], "--rows 1: expected 2 or more"),
-        (["--draw", "nowhere/tree.svg"], "expected a file to write"),
+        (["--draw", "nowhere/tree.svg"], "expected an SVG file to write"),
+        (["--draw", "/dev/null"], "expected an SVG file to write"),
+        (["--draw", "tree.png"], "expected an SVG file to write"),
+        (["--draw", "tree.svg", "--json"], "--draw FILE stands alone"),
+        (["--rows", "3"], "--rows is read with --model only"),
+        (["--method", "cdpo", "--beta", "0.1"], "this line has settings of its own"),
+        (["--method", "dpo,foo"], "foo is no line of the contract"),
+        (["--method", "dpo,ipo", "--beta", "0.1"], "settings are of one method"),
     ],
 )
 def test_what_can_not_be_is_one_line(words: list[str], message: str, capsys: pytest.CaptureFixture) -> None:

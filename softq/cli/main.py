@@ -10,6 +10,7 @@ import warnings
 from difflib import get_close_matches
 from importlib import import_module
 from importlib.metadata import version
+from io import TextIOWrapper
 
 from softq.cli.printable import printable
 
@@ -38,6 +39,9 @@ def main(arguments: list[str] | None = None) -> None:
     if words[0] not in VERBS:
         close = get_close_matches(words[0], VERBS, n=1)
         _fail(f"no verb {words[0]!r}; {f'did you mean {close[0]}?' if close else 'softq --help lists them'}", 2)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # π where the terminal has no π
     sys.path.insert(0, os.getcwd())  # so that a user's own method is importable
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")

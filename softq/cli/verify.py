@@ -19,16 +19,17 @@ from softq.cli.parser import Parser
 from softq.cli.printable import printable
 from softq.cli.show import Show
 from softq.data.store import write_text
+from softq.objectives import METHODS
 from softq.training.events import Note
-from softq.training.methods import made, method_settings, nearest
-from softq.training.settings import Call, build, validated
+from softq.training.methods import nearest
+from softq.training.settings import Call, Settings, build, flag
 from softq.verify.contract import CONTRACT, Line
 from softq.verify.draw import tree_svg
 from softq.verify.examples import EXAMPLE_LAWS
 from softq.verify.law import Finding, Law, Result, checked
 from softq.verify.model import on_model
 from softq.verify.model_laws import MODEL_LAWS
-from softq.verify.suite import METHOD_LAWS, examples, lines_of, methods, named, spelled, theory
+from softq.verify.suite import METHOD_LAWS, examples, methods, named, spelled, theory
 from softq.verify.theory import THEORY_LAWS
 
 DESCRIPTION = (
@@ -52,12 +53,12 @@ def run(words: list[str]) -> int:
         "--reference", metavar="DIR", help="with --model: the reference [the model itself, as it starts]"
     )
     parser.add_argument("--data", nargs="+", metavar="FILE", help="with --model: preference data, as of softq train")
-    parser.add_argument(
-        "--rows", type=int, default=8, metavar="N", help="with --model: how many data records to check on [8]"
-    )
+    parser.add_argument("--rows", type=int, metavar="N", help="with --model: how many data records to check on [8]")
     parser.add_argument("--trust-remote-code", action="store_true", help="run code that a model repository brings")
     own, rest = parser.parse_known_args(words)
     if own.draw is not None:
+        if len(words) > 2:
+            raise ValueError("--draw FILE stands alone: it writes the picture and checks nothing")
         _draw(Path(own.draw))
         return 0
     began = time.monotonic()
@@ -70,16 +71,18 @@ def run(words: list[str]) -> int:
 
 
 def _draw(path: Path) -> None:
-    if path.is_dir() or not path.parent.is_dir():
-        raise ValueError(f"--draw {path}: expected a file to write, in a directory that is there, such as tree.svg")
-    write_text(path, tree_svg())
+    if path.suffix != ".svg" or (path.exists() and not path.is_file()) or not path.parent.is_dir():
+        raise ValueError(
+            f"--draw {path}: expected an SVG file to write, in a directory that is there, such as tree.svg"
+        )
+    write_text(path.resolve(), tree_svg())
     print(f"written to {path}")
 
 
 def _tables(own: Namespace, rest: list[str]) -> Iterator[list[Result]]:
-    for option in ("reference", "data"):
-        if getattr(own, option) is not None:
-            raise ValueError(f"--{option} is read with --model only")
+    for option in ("reference", "data", "rows", "trust_remote_code"):
+        if getattr(own, option):
+            raise ValueError(f"{flag(option)} is read with --model only")
     if own.method is None:
         if rest:
             raise ValueError(f"{rest[0]}: no such option; softq verify --help lists them")
@@ -89,23 +92,34 @@ def _tables(own: Namespace, rest: list[str]) -> Iterator[list[Result]]:
 
 
 def _lines(name: str | None, rest: list[str]) -> dict[str, Line]:
-    """The contract's lines of these names; or a method of one's own, or with settings of one's own."""
-    if name is None:
-        return dict(CONTRACT)
-    if ":" not in name and not rest:
-        return lines_of(name)
-    fields = method_settings(name).model_fields
-    given = flags(parser_of(name), rest)
-    if other := [field for field in given if field not in fields]:
-        raise ValueError(f"--{other[0].replace('_', '-')}: no setting of {name}; without --model only those are read")
-    return {name: Line(made(name, validated(method_settings(name), given, "").model_dump()))}
+    """The contract's lines of these names; or any method or sum, with settings of one's own."""
+    names = list(CONTRACT) if name is None else name.split(",")
+    if not rest and all(one in CONTRACT for one in names):
+        return {one: CONTRACT[one] for one in names}
+    if len(names) > 1:
+        unknown = next((one for one in names if one not in CONTRACT), None)
+        what = (
+            f"{unknown} is no line of the contract{nearest(unknown, CONTRACT)}"
+            if unknown
+            else "settings are of one method"
+        )
+        raise ValueError(f"--method {name}: {what}; several at once are lines of it: {', '.join(CONTRACT)}")
+    if names[0] in CONTRACT and names[0] not in METHODS and "+" not in names[0]:
+        raise ValueError(
+            f"--method {name}: this line has settings of its own; give a method and yours, such as dpo --beta 0.1"
+        )
+    given = flags(parser_of(names[0]), rest)
+    if other := [field for field in given if field in Settings.model_fields]:
+        raise ValueError(f"{flag(other[0])}: no setting of {name}; without --model only those are read")
+    return {names[0]: Line(build(names[0], {**given, "model": "-", "data": ["-"], "output": "-"})[1])}
 
 
 def _model(own: Namespace, rest: list[str]) -> list[Result]:
     if own.data is None:
         raise ValueError("--model: give --data too, a file of preferences to check it on")
-    if own.rows < 2:
-        raise ValueError(f"--rows {own.rows}: expected 2 or more")
+    rows = 8 if own.rows is None else own.rows
+    if rows < 2:
+        raise ValueError(f"--rows {rows}: expected 2 or more")
     name = own.method or "dpo"
     values = {**flags(parser_of(name), rest), "model": own.model, "data": own.data, "output": "-"}
     values |= {"reference": own.reference} if own.reference is not None else {}
@@ -113,7 +127,7 @@ def _model(own: Namespace, rest: list[str]) -> list[Result]:
     laws = named(MODEL_LAWS, own.law)
     if not laws:
         return []
-    subject = on_model(name, settings, method, Call(trust_remote_code=own.trust_remote_code), rows=own.rows)
+    subject = on_model(name, settings, method, Call(trust_remote_code=own.trust_remote_code), rows=rows)
     if not own.json:
         _say(
             subject.data.notes,
@@ -133,7 +147,7 @@ def _known(own: Namespace) -> str:
         MODEL_LAWS if own.model else METHOD_LAWS if own.method else (*THEORY_LAWS, *EXAMPLE_LAWS, *METHOD_LAWS)
     )
     names = [spelled(law.name) for law in laws]
-    return f"no such law{nearest(own.law, names)}; there are {', '.join(names)}"
+    return f"no such law here{nearest(own.law, names)}; there are {', '.join(names)}"
 
 
 def _as_json(parts: Iterable[list[Result]], seconds: float) -> None:

@@ -49,7 +49,13 @@ def token_tree(prompts: Sequence[Prefix], vocabulary: int, horizon: int, end: in
     rows = {prefix: s for s, prefix in enumerate(prefixes)}
     if len(rows) < len(prefixes):
         raise ValueError("two prompts lead to one state: a prompt must not continue another")
-    after = [[rows.get((*p, a), -1) if a != end else -1 for a in range(vocabulary)] for p in prefixes]
+    inner = [
+        depth + 1 < horizon for depth in depths
+    ]  # what follows the others may be another prompt, and is not theirs
+    after = [
+        [rows[*p, a] if more and a != end else -1 for a in range(vocabulary)]
+        for p, more in zip(prefixes, inner, strict=True)
+    ]
     return TokenTree(tuple(prefixes), torch.tensor(depths), torch.tensor(roots), torch.tensor(after))
 
 
@@ -131,7 +137,11 @@ def policy_of(tree: TokenTree, tokens: Tokens, logp: Tensor) -> Tensor:
 
 
 def expected(logp: Tensor, values: Tensor, group: Tensor) -> Tensor:
-    """[G]: the exact expectation of values [B] in each group, under log-probabilities [B]. What has no mass does not count."""
+    """[G]: the exact expectation of values [B] in each group, under log-probabilities [B]. What has no mass does not count.
+
+    Of a function of pairs or larger draws from one group, with draws [N, K] of `every_draw`:
+    expected(logp[draws].sum(-1), values, group[draws[:, 0]]), values [N].
+    """
     weighted = masked.product(logp.exp(), values)
     return values.new_zeros(int(group.max()) + 1).index_add(0, group, weighted)
 

@@ -68,25 +68,45 @@ def _prompts(batch: Batch) -> list[Tensor]:
 
 
 def _stationary_scores(link: Link, batch: Batch, rows: Tensor) -> Tensor:
-    """The scores [n] of a prompt's rows where the weighted sum of links over its pairs is least; their mean is 0."""
+    """The scores [n] of a prompt's rows where the weighted sum of links over its pairs is least; their mean is 0.
+
+    Newton's method, its steps halved until the sum falls. ArithmeticError where the least is not one: pairs that do not connect
+    all rows leave the mass between them free, and a link must be strictly convex.
+    """
     where = torch.full((len(batch.tokens.ended),), -1)
     where[rows] = torch.arange(len(rows))
-    inside = where[batch.pairs.chosen] >= 0
+    inside = (where[batch.pairs.chosen] >= 0) & (batch.columns["weight"] > 0)
     chosen, rejected = where[batch.pairs.chosen][inside], where[batch.pairs.rejected][inside]
     weight = batch.columns["weight"][inside]
+    if not _connected(len(rows), chosen, rejected):
+        raise ArithmeticError("the pairs of a prompt do not connect its completions: the mass between them is free")
 
     def total(score: Tensor) -> Tensor:
         # a constant in all scores changes no margin: the square pins it
         return (weight * link(score[chosen] - score[rejected])).sum() + weight.sum() * score.mean() ** 2
 
     score = torch.zeros(len(rows), dtype=weight.dtype)
-    for _ in range(100):
-        slope = torch.func.grad(total)(score)
-        step = torch.linalg.solve(torch.func.hessian(total)(score), slope)
+    for _ in range(200):
+        bend, slope = torch.func.hessian(total)(score), torch.func.grad(total)(score)
+        curvature = torch.linalg.eigvalsh(bend)
+        if not curvature[0] > 1e-13 * curvature[-1]:
+            raise ArithmeticError("the link is not strictly convex: no one distribution is where the pairs balance")
+        step = torch.linalg.solve(bend, slope)
+        while step.abs().max() > 1e-9 and not total(score - step) <= total(score) - 1e-4 * slope @ step:
+            step = step / 2
         score = score - step
-        if step.abs().max() < 1e-13:
+        if step.abs().max() < 1e-12 * (1 + score.abs().max()):
             return score
-    raise ArithmeticError("Newton's method found no scores where the pairs of a prompt balance: is the link convex?")
+    raise ArithmeticError("Newton's method found no scores where the pairs of a prompt balance")
+
+
+def _connected(count: int, chosen: Tensor, rejected: Tensor) -> bool:
+    """Whether pairs of `count` rows lead from each row to every other."""
+    reached = {0}
+    edges = [{*pair} for pair in zip(chosen.tolist(), rejected.tolist(), strict=True)]
+    while grown := {row for edge in edges if edge & reached for row in edge} - reached:
+        reached |= grown
+    return len(reached) == count
 
 
 def _normalising_shift(ref: Tensor, size: Tensor, score: Tensor) -> Tensor:

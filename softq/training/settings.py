@@ -105,9 +105,9 @@ def build(name: str, values: Mapping[str, Any]) -> tuple[Settings, Method, dict[
     for key in values:
         if key not in known:
             raise ValueError(f"{flag(key)}: no such setting of a run of {name}{nearest(flag(key), map(flag, known))}")
-    run = validated(Settings, values, "")
+    run = _validated(Settings, values, "")
     _all_read(run)
-    own = {prefix: validated(part, values, prefix).model_dump() for prefix, part in parts.items()}
+    own = {prefix: _validated(part, values, prefix).model_dump() for prefix, part in parts.items()}
     methods = [made(prefix[:-1] or name, settings) for prefix, settings in own.items()]
     understood = {"method": name, **run.model_dump()}
     understood |= {prefix + key: value for prefix, settings in own.items() for key, value in settings.items()}
@@ -170,7 +170,7 @@ def _all_read(run: Settings) -> None:
         raise ValueError(f"--best {run.best}: expected a metric of the evaluation, such as eval_loss")
 
 
-def validated(part: type[BaseModel], values: Mapping[str, Any], prefix: str) -> Any:
+def _validated(part: type[BaseModel], values: Mapping[str, Any], prefix: str) -> Any:
     """The settings of one part, from the flat values that carry its prefix."""
     try:
         return part.model_validate(

@@ -7,8 +7,7 @@ from typing import Any, TypeVar
 import torch
 
 from softq.records import Method
-from softq.training.methods import nearest
-from softq.verify.contract import CONTRACT, Line
+from softq.verify.contract import Line
 from softq.verify.end_laws import END_LAWS
 from softq.verify.examples import EXAMPLE_LAWS
 from softq.verify.law import Finding, Law, Result, checked
@@ -59,12 +58,3 @@ def stamp(method: Method) -> dict[str, Any]:
         "red": {r.law.name: r.law.red for r in found if not r.green},
         "not_stated": [result.law.name for result in results if isinstance(result.finding, str)],
     }
-
-
-def lines_of(name: str) -> dict[str, Line]:
-    """The contract lines of these names, separated by commas. ValueError for a name that has none."""
-    for one in name.split(","):
-        if one not in CONTRACT:
-            known = f"the contract has {', '.join(CONTRACT)}; a method of your own is package.module:function"
-            raise ValueError(f"--method {one}: no such method{nearest(one, CONTRACT)}; {known}")
-    return {one: CONTRACT[one] for one in name.split(",")}
