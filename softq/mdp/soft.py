@@ -63,7 +63,10 @@ def maxent(q_kl: Tensor, ref_logp: Tensor, *, beta: float) -> Tensor:
 
 
 def reward_of_q(tree: TokenTree, q_maxent: Tensor, ref_logp: Tensor, *, beta: float) -> Tensor:
-    """The one reward [S, V] whose Q* is q_maxent: r = q_maxent - β log π_ref - V(s') (Lemma 1, the inverse of `soft_backup`)."""
+    """The one reward [S, V] whose Q* is q_maxent: r = q_maxent - β log π_ref - V(s') (Lemma 1, the inverse of `soft_backup`).
+
+    nan where the reference has no mass: nothing is known of a reward there.
+    """
     return q_maxent - beta * ref_logp - _after(tree, soft_value(q_maxent, beta=beta))
 
 

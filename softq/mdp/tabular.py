@@ -39,6 +39,8 @@ class TokenTree:
 
 def token_tree(prompts: Sequence[Prefix], vocabulary: int, horizon: int, end: int | None = None) -> TokenTree:
     """Every state that can be reached from the prompts in fewer than `horizon` actions; `end` ends an episode early."""
+    if not prompts or not all(prompts) or horizon < 1:
+        raise ValueError("a tree needs prompts of at least one token, and a horizon of at least 1")
     layer = [(prompt, number) for number, prompt in enumerate(prompts)]
     prefixes, depths, roots = [], [], []
     for depth in range(horizon):
@@ -74,6 +76,13 @@ def every_trajectory(tree: TokenTree) -> Tokens:
         action[b, len(tokens) - 1 - taken : len(tokens) - 1] = True
     prompt = torch.tensor([number for _, _, number in rows])
     return Tokens(ids, action, torch.ones(len(rows), dtype=torch.bool), prompt)
+
+
+def completions(tokens: Tokens) -> Tensor:
+    """[B]: a number for each row, the same for rows of one prompt number with the same ids up to the last action."""
+    seen = tokens.action.flip(-1).cumsum(-1).flip(-1) > 0
+    ids = torch.cat([tokens.prompt[:, None], tokens.ids[:, :1], tokens.ids[:, 1:].masked_fill(~seen, -1)], -1)
+    return torch.unique(ids, dim=0, return_inverse=True)[1]
 
 
 def random_table(tree: TokenTree, seed: int, scale: float = 1.0) -> Tensor:
@@ -127,6 +136,7 @@ def policy_of(tree: TokenTree, tokens: Tokens, logp: Tensor) -> Tensor:
     """The policy [S, V] in nats under which every trajectory [B] has a log-probability `logp` [B], up to a constant a prompt.
 
     The inverse of summing `along`: an action is as likely as all trajectories through it together. Uniform where none leads.
+    Without gradient.
     """
     mass = torch.full(tree.next.shape, -torch.inf, dtype=logp.dtype)
     rows = {prefix: s for s, prefix in enumerate(tree.prefixes)}
@@ -192,12 +202,12 @@ class TabularLM(nn.Module):
         self.vocabulary = tree.vocabulary
 
     def states(self, tree: Tree) -> Tensor:
-        """[N] nodes -> [N, V] rows of the table. A state inside a prompt has no row: 0, and nobody acts there."""
+        """[N] nodes -> [N, V] rows of the table. What is no state of the tree, as inside a prompt, has none: nan."""
         prefixes: list[Prefix] = []
         for token, parent in zip(tree.token.tolist(), tree.parent.tolist(), strict=True):
             prefixes.append((*(prefixes[parent] if parent >= 0 else ()), token))
         row = torch.tensor([self.rows.get(prefix, -1) for prefix in prefixes], device=self.table.device)
-        return torch.where((row >= 0)[:, None], self.table[row.clamp(min=0)], 0.0)
+        return torch.where((row >= 0)[:, None], self.table[row.clamp(min=0)], torch.nan)
 
     def logits(self, states: Tensor) -> Tensor:
         """[n, V] -> [n, V]: the rows themselves."""

@@ -9,6 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from softq.mdp.tabular import completions
 from softq.records import Batch, Scored, group_of
 
 LogPolicy = Callable[[Scored, Batch], Tensor]
@@ -22,9 +23,8 @@ def softmax_of_reward(beta: float) -> LogPolicy:
 
 def demonstrated(scored: Scored, batch: Batch) -> Tensor:
     """π = the share of each completion among the rows of its prompt: maximum likelihood."""
-    rows = torch.cat([batch.tokens.prompt[:, None], batch.tokens.ids], -1)
-    _, which, counts = torch.unique(rows, dim=0, return_inverse=True, return_counts=True)
-    return counts[which].double().log()
+    which = completions(batch.tokens)
+    return which.bincount()[which].double().log()
 
 
 def balanced(link: Link, *, length_average: bool = False) -> LogPolicy:
@@ -78,6 +78,8 @@ def _stationary_scores(link: Link, batch: Batch, rows: Tensor) -> Tensor:
     inside = (where[batch.pairs.chosen] >= 0) & (batch.columns["weight"] > 0)
     chosen, rejected = where[batch.pairs.chosen][inside], where[batch.pairs.rejected][inside]
     weight = batch.columns["weight"][inside]
+    if len(rows) == 1:
+        return torch.zeros(1, dtype=weight.dtype)
     if not _connected(len(rows), chosen, rejected):
         raise ArithmeticError("the pairs of a prompt do not connect its completions: the mass between them is free")
 

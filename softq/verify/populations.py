@@ -7,7 +7,16 @@ import torch
 from torch import Tensor
 
 from softq.lm.score import Models
-from softq.mdp.tabular import TokenTree, along, every_pair, every_trajectory, policy_of, random_table, token_tree
+from softq.mdp.tabular import (
+    TokenTree,
+    along,
+    completions,
+    every_pair,
+    every_trajectory,
+    policy_of,
+    random_table,
+    token_tree,
+)
 from softq.records import Batch, FixedPoint, Pairs, Scored, Tokens
 from softq.verify.tables import models
 
@@ -83,14 +92,15 @@ POPULATIONS: Mapping[str, Callable[[float], Population]] = {
 def population(rest: FixedPoint) -> Population:
     """The population that a fixed point names, with rewards of a size that moves its policy by about a nat.
 
-    So laws are as sharp for β = 0.001 as for β = 1. ValueError for a name that is none.
+    So laws are as sharp for β = 0.001 as for β = 1. Where β is large rewards stay small enough for labels to be soft. Hard
+    pairs have no rewards. ValueError for a name that is none.
     """
     if rest.population not in POPULATIONS:
         raise ValueError(f"no population {rest.population!r}; known are {', '.join(POPULATIONS)}")
     made = POPULATIONS[rest.population]
     first = made(1.0)
     ratio = rest.log_policy(first.scored(), first.batch) - first.scored()["ref_logp"].sum(-1)
-    return made(1.0 / max(float(ratio.std()), 1e-6))
+    return made(min(1.0 / max(float(ratio.std()), 1e-6), 2.0))
 
 
 def _small(size: float) -> tuple[Tokens, Tensor, Tensor]:
@@ -102,8 +112,6 @@ def _small(size: float) -> tuple[Tokens, Tensor, Tensor]:
 
 def _distinct(tokens: Tokens) -> tuple[Tokens, Tensor]:
     """The rows that differ, and the number of the first of each."""
-    seen: dict[tuple[int, ...], int] = {}
-    for row, (prompt, ids) in enumerate(zip(tokens.prompt.tolist(), tokens.ids.tolist(), strict=True)):
-        seen.setdefault((prompt, *ids), row)
-    first = torch.tensor(list(seen.values()))
+    which = completions(tokens).tolist()
+    first = torch.tensor([which.index(number) for number in dict.fromkeys(which)])
     return Tokens(tokens.ids[first], tokens.action[first], tokens.ended[first], tokens.prompt[first]), first
