@@ -34,6 +34,16 @@ def mine(beta: float = 0.5, flipped: bool = False, divided: bool = False) -> Met
     return Method((Term("mine", "pair", loss, per_pair),), (REF_LOGP,), beta=beta, columns=("weight",), fixed_point=rest)
 
 
+def loud() -> Method:
+    """Prints."""
+
+    def loss(scored, batch):
+        print("shape", scored["logp"].shape)
+        return mine().terms[0].loss(scored, batch)
+
+    return mine()._replace(terms=(Term("loud", "pair", loss, per_pair),))
+
+
 def lost() -> Method:
     """Reads what is nowhere."""
     return mine()._replace(terms=(Term("lost", "pair", lambda scored, batch: scored["nowhere"], per_pair),))
@@ -102,7 +112,12 @@ def test_a_method_of_ones_own_with_settings_of_ones_own(own: str, capsys: pytest
     assert (code, "✓ padding" in said) == (0, True)
     code, said, _ = called(["verify", "--method", f"{own}:lost", "--law", "padding"], capsys)
     assert code == 1
+    assert "could not be checked" in said
     assert "KeyError: 'nowhere'" in said
+    assert "If red" not in said
+    code, said, error = called(["verify", "--json", "--method", f"{own}:loud"], capsys)
+    assert (code, json.loads(said)["green"]) == (0, True)
+    assert "shape torch.Size" in error
 
 
 @pytest.mark.parametrize(
@@ -148,14 +163,18 @@ def test_a_run_is_stamped_with_what_was_proved_of_its_method(
     rest = ["--model", str(model_directory), "--data", str(pairs_file), "--max-steps", "1", "--batch-size", "4"]
     code, said, _ = called(["train", "dpo", *rest, "--beta", "0.2", "--output", "good"], capsys)
     assert code == 0
-    assert "verify: dpo keeps 10 laws on tables with exact answers" in said
+    assert "verify: dpo keeps 11 laws on tables with exact answers" in said
     stamp = json.loads((here / "good/manifest.json").read_text())["verified"]
-    assert (stamp["laws"], stamp["red"]) == (10, {})
-    assert "held to 10 laws on tables with exact answers" in (here / "good/README.md").read_text()
+    assert (stamp["laws"], stamp["red"]) == (11, {})
+    assert "held to 11 laws on tables with exact answers" in (here / "good/README.md").read_text()
     code, said, _ = called(["train", f"{own}:mine", *rest, "--flipped", "--output", "bad"], capsys)
     assert code == 0
-    assert f"verify: RED, {own}:mine breaks 2 of 10 laws: fixed point: Training does not end" in " ".join(said.split())
-    assert set(json.loads((here / "bad/manifest.json").read_text())["verified"]["red"]) == {"fixed point", "descent"}
+    assert f"verify: RED, {own}:mine breaks 3 of 11 laws: fixed point: Training does not end" in " ".join(said.split())
+    assert set(json.loads((here / "bad/manifest.json").read_text())["verified"]["red"]) == {
+        "fixed point",
+        "descent",
+        "hard labels",
+    }
     assert "**not kept:** fixed point" in (here / "bad/README.md").read_text()
 
 

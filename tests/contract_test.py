@@ -10,8 +10,9 @@ from torch import Tensor
 from softq.lm.score import score
 from softq.objectives import METHODS, weights
 from softq.objectives.margins import contrast
+from softq.objectives.policy_gradient import grpo
 from softq.objectives.sums import weighted_sum
-from softq.records import Batch, FixedPoint, Method, Pairs, Scored, Term, Tokens, implicit, take
+from softq.records import Batch, FixedPoint, Method, Pairs, Scored, Term, Tokens, implicit, no_credit, take
 from softq.verify.contract import CONTRACT, Line
 from softq.verify.examples import EXAMPLE_LAWS
 from softq.verify.law import Finding, Law, checked
@@ -145,6 +146,37 @@ def test_hard_labels_and_free_mass_hold_a_method_to_what_is_stated() -> None:
     assert red_of(METHODS["tdpo2"](beta=0.5), free=True) == {"free mass"}
 
 
+def test_a_flipped_sign_is_red_where_nothing_is_stated() -> None:
+    assert red_of(pairwise(right, fixed_point=None)) == set()
+    assert red_of(pairwise(lambda s, b: logistic(-margin(s, b)), fixed_point=None)) == {"hard labels"}
+    flipped = METHODS["sft"]().terms[0]._replace(loss=lambda scored, batch: scored["logp"])
+    assert red_of(METHODS["sft"]()._replace(terms=(flipped,), fixed_point=None)) == {"hard labels"}
+
+
+def test_columns_that_a_credit_makes_need_not_be_declared() -> None:
+    made = grpo()._replace(columns=("reward",))
+    assert "advantage" in some_step(made).columns
+    assert red_of(made) == set()
+    assert red_of(grpo()._replace(columns=("old_logp", "advantage"), credit=no_credit)) == set()
+    assert red_of(grpo()._replace(columns=("old_logp",), credit=no_credit)) >= {"padding", "gradient"}
+
+
+def test_what_a_fixed_point_states_must_be_a_number_a_row() -> None:
+    for stated in (
+        lambda s, b: s["ref_logp"],
+        lambda s, b: s["ref_logp"].sum(-1)[1:],
+        lambda s, b: s["ref_logp"].sum(-1) / 0,
+    ):
+        lost = pairwise(right, fixed_point=FixedPoint("soft pairs", stated))
+        (result,) = checked(named(METHOD_LAWS, "fixed point"), Line(lost), "lost")
+        assert isinstance(result.finding, Finding)
+        assert not result.green
+    (result,) = checked(named(METHOD_LAWS, "padding"), Line(pairwise(lambda s, b: s["nowhere"])), "lost")
+    assert isinstance(result.finding, Finding)
+    assert result.finding.raised
+    assert "KeyError: 'nowhere' (contract_test.py:" in result.finding.note
+
+
 def test_an_unknown_population_and_a_loss_that_breaks_are_red_with_the_reason() -> None:
     lost = pairwise(right, fixed_point=FixedPoint("hard labels", lambda scored, batch: scored["ref_logp"].sum(-1)))
     (result,) = checked(named(METHOD_LAWS, "fixed point"), Line(lost), "lost")
@@ -168,7 +200,7 @@ def test_a_stamp_holds_the_method_to_its_own_settings(name: str) -> None:
     found = stamp(METHODS[name]())
     assert found["red"] == {}
     assert found["laws"] + len(found["not_stated"]) == len(METHOD_LAWS)
-    assert found["laws"] >= 8
+    assert found["laws"] >= 9
     assert torch.equal(torch.get_rng_state(), before)
 
 

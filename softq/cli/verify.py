@@ -2,11 +2,12 @@
 
 import json
 import math
+import sys
 import time
 from argparse import Namespace
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import redirect_stdout
 from importlib.metadata import version
-from itertools import chain
 from pathlib import Path
 
 from rich.console import Console
@@ -61,10 +62,13 @@ def run(words: list[str]) -> int:
             raise ValueError("--draw FILE stands alone: it writes the picture and checks nothing")
         _draw(Path(own.draw))
         return 0
-    began = time.monotonic()
-    parts = [part for part in (_tables(own, rest) if own.model is None else [_model(own, rest)]) if part]
+    began, notes = time.monotonic(), list[str]()
+    with Console(stderr=True).status("checking …"), redirect_stdout(sys.stderr):  # a loss of one's own may print
+        parts = [part for part in (_tables(own, rest) if own.model is None else [_model(own, rest, notes)]) if part]
     if not parts:
         raise ValueError(f"--law {own.law}: {_known(own)}")
+    if not own.json:
+        Show().all(map(Note, notes))
     report = _as_json if own.json else _as_text
     report(parts, time.monotonic() - began)
     return 0 if all(result.green for part in parts for result in part) else 1
@@ -114,7 +118,8 @@ def _lines(name: str | None, rest: list[str]) -> dict[str, Line]:
     return {names[0]: Line(build(names[0], {**given, "model": "-", "data": ["-"], "output": "-"})[1])}
 
 
-def _model(own: Namespace, rest: list[str]) -> list[Result]:
+def _model(own: Namespace, rest: list[str], notes: list[str]) -> list[Result]:
+    """The laws on the user's model; `notes` gets what was read and loaded, as a training run says it."""
     if own.data is None:
         raise ValueError("--model: give --data too, a file of preferences to check it on")
     rows = 8 if own.rows is None else own.rows
@@ -128,18 +133,9 @@ def _model(own: Namespace, rest: list[str]) -> list[Result]:
     if not laws:
         return []
     subject = on_model(name, settings, method, Call(trust_remote_code=own.trust_remote_code), rows=rows)
-    if not own.json:
-        _say(
-            subject.data.notes,
-            subject.loaded.notes,
-            [f"laws on {len(subject.records)} of them, layout {subject.policy.layout}"],
-        )
+    which = f"the laws speak of the first {len(subject.records)}, in layout {subject.policy.layout}"
+    notes += [*subject.data.notes, *subject.loaded.notes, which]
     return list(checked(laws, subject, own.model))
-
-
-def _say(*notes: Iterable[str]) -> None:
-    """What was read and loaded, as a training run says it."""
-    Show().all(map(Note, chain(*notes)))
 
 
 def _known(own: Namespace) -> str:
@@ -235,7 +231,8 @@ def _list(console: Console, part: list[Result]) -> None:
         )
         console.print(line)
         parts = [(printable(result.finding.note), "")] if result.finding.note else []
-        parts += [(result.law.holds, "dim"), (f"If red: {result.law.red}", "dim" if result.green else "red")]
+        if not result.finding.raised:
+            parts += [(result.law.holds, "dim"), (f"If red: {result.law.red}", "dim" if result.green else "red")]
         for said, style in parts:
             console.print(Padding(Text(said, style), (0, 0, 0, longest + 6), expand=False))
 
@@ -244,8 +241,10 @@ def _red(result: Result) -> Text:
     assert isinstance(result.finding, Finding)
     line = Text("✗ ", "bold red").append(f"{result.law.name} of {result.subject}: ", "bold")
     note = f"; {printable(result.finding.note)}" if result.finding.note else ""
-    return line.append(f"{_size(result.finding)}{note}. ").append(result.law.red, "red")
+    return line.append(f"{_size(result.finding)}{note}. ").append(
+        "" if result.finding.raised else result.law.red, "red"
+    )
 
 
 def _size(finding: Finding) -> str:
-    return f"{finding.error:.1e}, more than {finding.bound:.0e}"
+    return "could not be checked" if finding.raised else f"{finding.error:.1e}, more than {finding.bound:.0e}"

@@ -13,6 +13,7 @@ from softq.verify.law import EXACT, Finding, Law, apart
 from softq.verify.populations import Population, population
 from softq.verify.tables import (
     differ,
+    filled,
     models,
     slope,
     some_models,
@@ -85,21 +86,26 @@ PAIR = token_tree([(0,), (1,)], vocabulary=2, horizon=1)
 """Two prompts with two completions of one token, the first of which is better."""
 
 
-def _hard(line: Line) -> Finding | str:
-    """The slope of the loss in the margin m of a hard pair: down for ever, or down to where it rests and up behind it."""
-    if line.rests is None:
-        return UNSTATED
-    batch = _hard_batch(line.method)
-    beta = line.method.beta
+def _hard(line: Line) -> Finding:
+    """The slope of the loss in the margin m of a hard pair: down for ever, or down to where it rests and up behind it.
+
+    Where nothing is stated of it, that a pair which is ranked wrongly is pushed the right way.
+    """
+    method, beta = line.method, line.method.beta
+    reference = torch.tensor([[0.3, 0.0], [0.3, 0.0]], dtype=torch.float64)
+    batch = filled(method, _hard_batch(method), models(reference, reference, PAIR))
 
     def downhill(margin: float) -> float:
-        reference = torch.tensor([[0.3, 0.0], [0.3, 0.0]], dtype=torch.float64)
         policy = reference + torch.tensor([[margin, 0.0]], dtype=torch.float64)
-        return slope(line.method, models(policy, reference, PAIR), batch).gradient[:, 0].sum().item()
+        return slope(method, models(policy, reference, PAIR), batch).gradient[:, 0].sum().item()
 
-    if math.isinf(line.rests):
-        wrong = [m for m in (-3.0, -1.0, 0.0, 1.0, 3.0, 10.0) if not downhill(m / beta) < 0]
-        return Finding(len(wrong), 0, "grows for ever" if not wrong else f"at margins {wrong} / β it does not grow")
+    if line.rests is None or math.isinf(line.rests):
+        margins = (-3.0,) if line.rests is None else (-3.0, -1.0, 0.0, 1.0, 3.0, 10.0)
+        wrong = [m for m in margins if not downhill(m / beta) < 0]
+        grows = "grows for ever" if line.rests else "pushed the right way; where it rests is not stated"
+        return Finding(
+            len(wrong), 0, grows if not wrong else f"at margins {wrong} / β it is pushed the wrong way, or not at all"
+        )
     sides = downhill(line.rests - 0.1 / beta) < 0 < downhill(line.rests + 0.1 / beta)
     return Finding(abs(downhill(line.rests)) if sides else math.inf, EXACT, f"rests at {line.rests:.3f} nats")
 
@@ -170,8 +176,8 @@ END_LAWS: tuple[Law[Line], ...] = (
     ),
     Law(
         "hard labels",
-        "A pair that is always labelled the same way moves apart for ever, or to the stated margin.",
-        "On clean labels the loss pushes the wrong way, or stops elsewhere than stated.",
+        "A pair that is always labelled the same way moves apart: for ever, or to the stated margin.",
+        "On clean labels the loss pushes the wrong way, as with a flipped sign, or stops elsewhere than stated.",
         _hard,
     ),
     Law(

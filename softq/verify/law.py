@@ -1,7 +1,9 @@
 """A law: what must hold, what it means if it does not, and a check that says how far off it is."""
 
 import math
+import traceback
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Generic, NamedTuple, TypeVar
 
 from torch import Tensor
@@ -17,6 +19,7 @@ class Finding(NamedTuple):
     error: float  # the largest that was seen, in the unit of the law; nan is red
     bound: float
     note: str = ""  # what was seen, where a number does not say it
+    raised: bool = False  # the check itself broke off, which says nothing of the law
 
     @property
     def green(self) -> bool:
@@ -52,7 +55,9 @@ def checked(laws: Sequence[Law[Subject]], subject: Subject, name: str) -> Iterat
         try:
             finding = law.check(subject)
         except Exception as error:
-            finding = Finding(math.inf, 0.0, f"{type(error).__name__}: {error}")
+            last = traceback.extract_tb(error.__traceback__)[-1]
+            where = "" if isinstance(error, ValueError) else f" ({Path(last.filename).name}:{last.lineno})"
+            finding = Finding(math.inf, 0.0, f"{type(error).__name__}: {error}{where}", raised=True)
         yield Result(law, name, finding)
 
 

@@ -45,6 +45,9 @@ class Population(NamedTuple):
     def targets(self, rest: FixedPoint) -> list[Tensor]:
         """The policies [S, V] in nats that a fixed point states here."""
         stated = rest.log_policy(self.scored(), self.batch)
+        if stated.shape[-1:] != self.batch.tokens.ended.shape or stated.dim() > 2 or stated.isnan().any():
+            expected = f"[{len(self.batch.tokens.ended)}], one number a row, or several such"
+            raise ValueError(f"the fixed point states shape {list(stated.shape)}, or nan; expected {expected}")
         tokens, first = _distinct(self.batch.tokens)
         return [policy_of(self.tree, tokens, logp[first]) for logp in (stated if stated.dim() == 2 else stated[None])]
 

@@ -146,11 +146,11 @@ def _reads(line: Line) -> Finding:
     for term in method.terms:
         term.weigh(seen)
         term.loss(scored, seen)
-    method.credit(scored, seen)
+    made = set(method.credit(scored, seen))
     readouts, known = {"logp", *(readout.name for readout in method.needs)}, {*method.columns, *method.memory}
     idle = (readouts - scored.read) | (known - columns.read)  # what is only logged does not count as read
     method.reward(scored, seen)
-    extra = (scored.read - readouts) | (columns.read - known)
+    extra = (scored.read - readouts) | (columns.read - known - made)
     said = [f"{name} is declared, and read by nothing" for name in sorted(idle)]
     said += [f"{name} is read, and not declared" for name in sorted(extra)]
     return Finding(len(said), 0, "; ".join(said))

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from softq.lm.score import Models
 from softq.mdp.tabular import TabularLM, TokenTree, every_trajectory, random_table, token_tree
-from softq.records import COLUMNS, Batch, Labels, Method, Pairs, Tokens, take
+from softq.records import COLUMNS, Batch, Labels, Method, Pairs, Tokens, no_credit, take
 from softq.training.loop import with_columns
 from softq.training.plan import losses, plan, scored_by
 from softq.verify.law import apart
@@ -81,13 +81,48 @@ def rows(which: list[int], prompt: list[int] | None = None) -> Tokens:
 def some_step(method: Method) -> Batch:
     """Four records on three prompts with completions of one to three tokens, in the form that the method takes."""
     records = [0, 0, 1, 1, 2, 2, 3, 3]
+    feedback: Pairs | Labels | None = None
+    tokens = rows(OWN, records)
     if method.takes == "labels+mismatched":
         tokens = rows(OWN + OTHERS, [*records, 1, 2, 3, 0])
         good = torch.tensor([True, False, True, True, False, True, False, False])
-        return Batch(tokens, Labels(torch.arange(8), good, torch.arange(8, 12)), _columns(method, tokens))
-    tokens = rows(OWN, records)
-    pairs = Pairs(torch.tensor([0, 3, 4, 6]), torch.tensor([1, 2, 5, 7])) if method.takes == "pairs" else None
-    return Batch(tokens, pairs, _columns(method, tokens))
+        feedback = Labels(torch.arange(8), good, torch.arange(8, 12))
+    if method.takes == "pairs":
+        feedback = Pairs(torch.tensor([0, 3, 4, 6]), torch.tensor([1, 2, 5, 7]))
+    spare = [0.0] * (len(tokens.ended) - 8)
+    known = {name: [*values, *(spare if name == "reward" else [])] for name, values in KNOWN.items()}
+    columns = {name: torch.tensor(known[name], dtype=torch.float64) for name in method.columns if name in known}
+    return filled(method, Batch(tokens, feedback, columns), some_models(40))
+
+
+KNOWN: Mapping[str, list[float]] = {
+    "reward": [0.4, -1.1, 0.3, 0.9, -0.2, 1.6, -0.7, 0.1],
+    "weight": [1.0, 0.5, 2.0, 0.25],
+    "margin": [0.5, 0.0, 1.5, -0.25],
+    "label_probability": [0.9, 0.6, 1.0, 0.3],
+}
+"""What data may bring with a step of four records."""
+
+
+def filled(method: Method, batch: Batch, of: Models) -> Batch:
+    """The batch with every other column that the method reads: what its credit makes of the models, else random numbers.
+
+    What data may leave out stays out. Credit is given once, by models that stand still: it has no gradient.
+    """
+    B, T = batch.tokens.action.shape
+    pairs = len(batch.feedback.chosen) if isinstance(batch.feedback, Pairs) else 0
+    shape = {"token": (B, T), "row": (B,), "pair": (pairs,), "step": ()}
+    generator = torch.Generator().manual_seed(6)
+    found: dict[str, Tensor] = {}
+    for name in (name for name in method.columns if not {name} & {*batch.columns, *method.memory, *KNOWN}):
+        unit = COLUMNS[name].unit if name in COLUMNS else "step"
+        values = torch.randn(shape[unit], generator=generator, dtype=torch.float64)
+        found[name] = values * batch.tokens.action if unit == "token" else values
+    whole = with_columns(with_columns(batch, found), method.memory)
+    if method.credit is not no_credit:
+        with torch.no_grad():
+            found |= method.credit(scored_by(of, whole, method), whole)
+    return with_columns(batch, found)
 
 
 def _completions(prompt: int, length: int) -> list[int]:
@@ -102,29 +137,6 @@ OWN = [
     *(_completions(0, 3)[11], _completions(0, 2)[0]),
 ]
 OTHERS = [_completions(1, 3)[2], _completions(2, 3)[7], _completions(0, 3)[9], _completions(1, 2)[2]]
-
-
-def _columns(method: Method, tokens: Tokens) -> dict[str, Tensor]:
-    """The columns of a step that a method reads: known numbers, or random ones where nothing is known of a column."""
-    known: Mapping[str, list[float]] = {
-        "reward": [0.4, -1.1, 0.3, 0.9, -0.2, 1.6, -0.7, 0.1],
-        "weight": [1.0, 0.5, 2.0, 0.25],
-        "margin": [0.5, 0.0, 1.5, -0.25],
-        "label_probability": [0.9, 0.6, 1.0, 0.3],
-    }
-    rows_here = len(tokens.ended)
-    spare = [0.0] * (rows_here - 8)
-    wanted = [name for name in method.columns if name not in method.memory]
-    generator = torch.Generator().manual_seed(6)
-    found = {}
-    for name in wanted:
-        unit = COLUMNS[name].unit if name in COLUMNS else "step"
-        shape = {"token": tokens.action.shape, "row": (rows_here,), "pair": (4,), "step": ()}[unit]
-        values = torch.randn(shape, generator=generator, dtype=torch.float64)
-        if name in known:
-            values = torch.tensor(known[name] + (spare if unit == "row" else []), dtype=torch.float64)
-        found[name] = values * tokens.action if unit == "token" else values
-    return found
 
 
 def one_by_one(of: Models, batch: Batch, method: Method) -> dict[str, Tensor]:
