@@ -8,6 +8,7 @@ import pytest
 from calls import called
 
 from softq.records import Method
+from softq.training.settings import build
 from softq.verify import suite
 from softq.verify.contract import CONTRACT
 from softq.verify.suite import METHOD_LAWS
@@ -176,6 +177,11 @@ def test_a_run_is_stamped_with_what_was_proved_of_its_method(
         "hard labels",
     }
     assert "**not kept:** fixed point" in (here / "bad/README.md").read_text()
+
+
+def test_a_stamp_says_what_could_not_be_checked(own: str) -> None:
+    stamp = suite.stamp(build(f"{own}:lost", {"model": "m", "data": ["d"], "output": "o"})[1])
+    assert stamp["red"]["padding"].startswith("could not be checked: KeyError: 'nowhere' (own")
 
 
 def test_the_laws_leave_no_trace(monkeypatch: pytest.MonkeyPatch) -> None:

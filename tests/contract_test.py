@@ -153,6 +153,11 @@ def test_a_flipped_sign_is_red_where_nothing_is_stated() -> None:
     assert red_of(METHODS["sft"]()._replace(terms=(flipped,), fixed_point=None)) == {"hard labels"}
 
 
+def test_a_method_that_does_not_say_that_it_stops_is_red() -> None:
+    for name in ("kto", "wpo", "tdpo2"):
+        assert "gradient" in red_of(METHODS[name](beta=0.5)._replace(stops=False)), name
+
+
 def test_columns_that_a_credit_makes_need_not_be_declared() -> None:
     made = grpo()._replace(columns=("reward",))
     assert "advantage" in some_step(made).columns

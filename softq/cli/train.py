@@ -56,7 +56,7 @@ def run(words: list[str]) -> int:
         print(yaml.safe_dump(understood, sort_keys=False, allow_unicode=True), end="")
         return 0
     _refuse(own)
-    verified = stamp(method)
+    verified = stamp(build(name, {**values, "output": "-"})[1])  # made anew: a function of one's own may hold a state
     with asked() as stop:
         call = Call(
             dry=own.dry_run,

@@ -51,10 +51,15 @@ def stamp(method: Method) -> dict[str, Any]:
     """What a training run's manifest says of its method: which laws were checked, with its own settings, and what was red."""
     with torch.random.fork_rng(devices=[]):
         results = list(checked(METHOD_LAWS, Line(method), "method"))
-    found = [result for result in results if isinstance(result.finding, Finding)]
+    found = [(result, result.finding) for result in results if isinstance(result.finding, Finding)]
     return {
         "softq": version("softq"),
         "laws": len(found),
-        "red": {r.law.name: r.law.red for r in found if not r.green},
+        "red": {result.law.name: _why(result.law, finding) for result, finding in found if not finding.green},
         "not_stated": [result.law.name for result in results if isinstance(result.finding, str)],
     }
+
+
+def _why(law: Law[Line], finding: Finding) -> str:
+    """What stands in a record of a law that is red: what it means, or what kept it from being checked."""
+    return f"could not be checked: {finding.note}" if finding.raised else law.red
