@@ -1,8 +1,9 @@
 # make demo: see it work. make test: lint, types, tests. Both set up .venv first, once.
+# make mutants: does a test fail for each small wrong change of what changed? ARGS=--all: of every method and all theory.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test setup format
+.PHONY: demo test mutants setup format
 
 demo: setup
 	$(BIN)/softq demo
@@ -12,6 +13,9 @@ test: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/pytest -n 2
+
+mutants: setup
+	$(BIN)/python bench/mutants.py $(ARGS)
 
 format: setup
 	$(BIN)/ruff check --fix .

@@ -1,0 +1,210 @@
+"""Runs tests on mutants: forked children, each of which imports one module from another text."""
+
+import contextlib
+import gc
+import importlib
+import importlib.abc
+import importlib.util
+import json
+import os
+import resource
+import shutil
+import signal
+import sys
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import FrameType, ModuleType
+from typing import NamedTuple
+
+import hypothesis
+import pytest
+from hypothesis import Phase
+from mutations import Mutation
+
+AT_ONCE = 2
+LONG = 4  # seconds; a test that takes longer is not run on mutants
+SLOWEST = 20  # times a test's seconds on the unchanged code, and START, after which a mutant counts as killed
+START = 10  # seconds
+MEMORY = 12 << 30  # bytes, beyond which it does too
+
+
+class Job(NamedTuple):
+    """A mutant, and the sets of tests that it has yet to survive."""
+
+    path: str
+    mutation: Mutation
+    stages: tuple[frozenset[str], ...]  # of test files
+
+
+class Clean(NamedTuple):
+    """What the unchanged code does in the tests."""
+
+    seconds: dict[str, float]  # of each test
+    callers: dict[str, list[str]]  # "FILE FUNCTION" of ours -> the tests that call it; "" if fixtures or imports do
+    modules: list[str]  # what was imported of others
+
+    def able(self, job: Job) -> dict[str, float]:
+        """The tests of a job's first stage that could see its mutant, with their seconds, quickest first."""
+        callers = self.callers.get(f"{job.path} {job.mutation.function}", [])
+        tests = self.seconds if "" in callers or not job.mutation.function else callers
+        able = [test for test in tests if file_of(test) in job.stages[0] and self.seconds[test] < LONG]
+        return {test: self.seconds[test] for test in sorted(able, key=self.seconds.__getitem__)}
+
+
+def file_of(test: str) -> str:
+    """The file in the name of a test."""
+    return test.split("::")[0]
+
+
+class Mutated(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Imports one module from another text."""
+
+    def __init__(self, path: str, source: str) -> None:
+        self.path, self.source = path, source
+        self.name = path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+
+    def find_spec(self, fullname: str, path: object = None, target: object = None):
+        """The module in its own place, loaded by this."""
+        if fullname != self.name:
+            return None
+        inside = [str(Path(self.path).parent.absolute())] if self.path.endswith("__init__.py") else None
+        return importlib.util.spec_from_file_location(
+            fullname, Path(self.path).absolute(), loader=self, submodule_search_locations=inside
+        )
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Runs the mutated text."""
+        exec(compile(self.source, self.path, "exec"), module.__dict__)
+
+
+class Watch:
+    """A pytest plugin: how long each test takes, and which of our functions it calls."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self.callers: dict[str, dict[str, None]] = {}
+        self.test, self.root = "", f"{os.getcwd()}/"
+        sys.settrace(self.called)
+
+    def called(self, frame: FrameType, event: str, value: object) -> None:
+        """For each call in Python."""
+        code = frame.f_code
+        if code.co_filename.startswith(self.root + "softq/"):
+            parts = [part for part in code.co_qualname.split(".") if not part.startswith("<")]
+            name = f"{code.co_filename.removeprefix(self.root)} {'.'.join(parts)}"
+            self.callers.setdefault(name, {})[self.test] = None
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_call(self, item: pytest.Item):
+        """The test alone, without its fixtures."""
+        self.test, begin = item.nodeid, time.monotonic()
+        try:
+            return (yield)
+        finally:
+            self.seconds[self.test] = time.monotonic() - begin
+            self.test = ""
+
+
+class Choice:
+    """A pytest plugin: these tests alone, in this order, each with SLOWEST times its seconds, and some, until it is over."""
+
+    def __init__(self, seconds: Mapping[str, float]) -> None:
+        self.seconds = seconds
+        self.rank = {test: n for n, test in enumerate(seconds)}
+        signal.alarm(START)
+
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        """Drops the others."""
+        items[:] = sorted((i for i in items if i.nodeid in self.rank), key=lambda i: self.rank[i.nodeid])
+
+    def pytest_runtest_setup(self, item: pytest.Item) -> None:
+        """Winds the clock."""
+        signal.alarm(START + int(SLOWEST * self.seconds[item.nodeid]))
+
+
+def run_tests(files: Iterable[str], directory: Path, plugin: Watch | Choice) -> int:
+    """pytest's exit code, in this process."""
+    phases = (Phase.explicit, Phase.generate)
+    hypothesis.settings.register_profile("mutants", derandomize=True, database=None, deadline=None, phases=phases)
+    hypothesis.settings.load_profile("mutants")
+    options = ["-x", "-q", "--tb=line", "-p", "no:cacheprovider", "-W", "ignore::pytest.PytestAssertRewriteWarning"]
+    return int(pytest.main([*options, f"--basetemp={directory}", *files], plugins=[plugin]))
+
+
+def print_to(path: Path | str) -> None:
+    """Sends what is printed to a file."""
+    out = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(out, 1)
+    os.dup2(out, 2)
+
+
+def clean(files: Iterable[str], scratch: Path) -> Clean:
+    """Runs tests on the unchanged code, in a child; ends everything if one fails."""
+    told, said = scratch / "clean.json", scratch / "clean.txt"
+    if not (pid := os.fork()):
+        print_to(said)
+        watch = Watch()
+        code = run_tests(files, scratch / "0", watch)
+        sys.settrace(None)
+        others = [n for n, m in sys.modules.items() if "site-packages" in str(getattr(m, "__file__", ""))]
+        callers = {name: list(tests) for name, tests in watch.callers.items()}
+        told.write_text(json.dumps([watch.seconds, callers, others]))
+        os._exit(code)
+    if os.waitpid(pid, 0)[1]:
+        failed = [line for line in said.read_text().splitlines() if line.startswith(("FAILED", "ERROR"))]
+        raise SystemExit(f"the unchanged code fails: {' '.join(failed) or said.read_text()}")
+    return Clean(*json.loads(told.read_text()))
+
+
+def started(job: Job, seconds: Mapping[str, float], scratch: Path) -> int:
+    """The process id of a child that runs tests on a mutant."""
+    if pid := os.fork():
+        return pid
+    code = 1
+    try:
+        print_to(os.devnull)
+        resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
+        sys.meta_path.insert(0, Mutated(job.path, job.mutation.source))
+        code = run_tests(dict.fromkeys(map(file_of, seconds)), scratch, Choice(seconds))
+    finally:
+        os._exit(code)
+
+
+def fates(jobs: Sequence[Job], scratch: Path, seen: Clean) -> Iterator[tuple[Mutation, str]]:
+    """Each mutation as it ends, with "killed", "timed out" or "survived"."""
+    waiting, running, slots = deque(jobs), {}, set(range(AT_ONCE))
+    while waiting or running:
+        if waiting and slots:
+            job = waiting.popleft()
+            seconds = seen.able(job) if job.stages else {}
+            after = job._replace(stages=job.stages[1:])
+            if seconds:
+                slot = slots.pop()
+                running[started(job, seconds, scratch / str(slot))] = after, slot
+            elif after.stages:
+                waiting.appendleft(after)
+            else:
+                yield job.mutation, "survived"
+        else:
+            pid, status = os.wait()
+            after, slot = running.pop(pid)
+            slots.add(slot)
+            shutil.rmtree(scratch / str(slot), ignore_errors=True)
+            if status:
+                late = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGALRM
+                yield after.mutation, "timed out" if late else "killed"
+            else:
+                waiting.appendleft(after)
+
+
+def warmed(files: Iterable[str], scratch: Path) -> Clean:
+    """The clean run; then imports once, here, what every child would import again of others."""
+    seen = clean(files, scratch)
+    for name in seen.modules:
+        with contextlib.suppress(Exception):
+            importlib.import_module(name)
+    gc.collect()
+    gc.freeze()  # a child's collections need not walk all that
+    return seen
