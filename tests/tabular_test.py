@@ -107,6 +107,13 @@ def test_completions_are_equal_up_to_their_last_action() -> None:
     which = completions(Tokens(ids, action, torch.ones(5, dtype=torch.bool), torch.tensor([0, 0, 0, 0, 1]))).tolist()
     assert which[0] == which[1] == which[2]
     assert len(set(which)) == 3
+    ids = torch.tensor([[5, 1, 0], [6, 1, 0], [5, 1, 0], [5, 3, 0], [5, 4, 0]])
+    action = torch.tensor([[1, 0], [1, 0], [1, 1], [0, 0], [0, 0]], dtype=torch.bool)
+    which = completions(
+        Tokens(ids, action, torch.ones(5, dtype=torch.bool), torch.zeros(5, dtype=torch.int64))
+    ).tolist()
+    assert len(set(which[:3])) == 3  # another first token; a 0 that was chosen
+    assert which[3] == which[4]  # nothing was
 
 
 def test_acting_where_there_is_no_state_is_no_number() -> None:
