@@ -111,7 +111,6 @@ WRONG: dict[str, tuple[Method, set[str]]] = {
         pairwise(lambda s, b: logistic(margin(s, b)) * right(s, b).detach()),
         {"gradient", "at the reference", "fixed point", "descent"},
     ),
-    "says that it stops": (pairwise(right, stops=True), {"gradient"}),
     "a column nobody reads": (pairwise(right, columns=("weight", "margin")), {"reads"}),
     "a column nobody declared": (
         pairwise(lambda s, b: logistic(margin(s, b) - b.columns.get("margin", 0.0)), columns=("weight",)),
@@ -205,7 +204,7 @@ def test_a_stamp_holds_the_method_to_its_own_settings(name: str) -> None:
     found = stamp(METHODS[name]())
     assert found["red"] == {}
     assert found["laws"] + len(found["not_stated"]) == len(METHOD_LAWS)
-    assert found["laws"] >= 9
+    assert found["laws"] >= 8
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -214,6 +213,9 @@ def test_a_stamp_holds_the_method_to_its_own_settings(name: str) -> None:
     [
         ("dpo", {"beta": 0.001}),
         ("dpo", {"beta": 10.0}),
+        ("dpo", {"beta": 100.0}),
+        ("wpo", {"beta": 20.0}),
+        ("kto", {"beta": 0.0001}),
         ("dpo", {"beta": 0.01, "label_smoothing": 0.4}),
         ("ipo", {"beta": 0.001}),
         ("ipo", {"beta": 5.0}),

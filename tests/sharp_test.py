@@ -11,7 +11,7 @@ from softq.lm import score as scoring
 from softq.lm.score import Models, score
 from softq.mdp.chance import minimum
 from softq.mdp.readouts import KL, REF_LOGP
-from softq.mdp.tabular import TabularLM, difference, gradient, random_table
+from softq.mdp.tabular import TabularLM, completions, difference, gradient, random_table
 from softq.objectives import METHODS, weights
 from softq.objectives.credit import group_normalised
 from softq.objectives.fixed_points import Link, balanced
@@ -173,14 +173,24 @@ def test_a_completion_that_does_not_move_ends_no_descent() -> None:
     assert log_ratios(logistic, weight, 3) == pytest.approx([0, -math.log(9), -2 * math.log(9)], abs=1e-12)
 
 
-def test_steps_that_overshoot_are_halved() -> None:
-    """√(1 + (m - 3)²) is least at m = 3; a whole Newton step from u = m - 3 leads to -u³, further and further away."""
+def test_steps_that_overshoot_are_halved_even_where_one_completion_stays() -> None:
+    """log cosh(m - 4) is least at m = 4; a whole Newton step from m = 0 leads to 1486, where nothing bends any more."""
 
     def link(margin: Tensor) -> Tensor:
-        return (1 + (margin - 3) ** 2).sqrt()
+        return margin + logistic(2 * (margin - 4))
 
-    assert log_ratios(link, {(0, 1): 1.0}, 2) == pytest.approx([0, -3], abs=1e-10)
-    assert log_ratios(link, {(0, 1): 1.0, (1, 2): 1.0}, 3) == pytest.approx([0, -3, -6], abs=1e-10)
+    assert log_ratios(link, {(0, 1): 1.0}, 2) == pytest.approx([0, -4], abs=1e-10)
+    assert log_ratios(link, {(0, 1): 1.0, (1, 2): 1.0}, 3) == pytest.approx([0, -4, -8], abs=1e-10)
+
+
+def test_the_only_completion_of_a_prompt_is_certain() -> None:
+    batch = Batch(
+        tokens(1, 2), Pairs(*torch.empty(2, 0, dtype=torch.int64)), {"weight": torch.empty(0, dtype=torch.float64)}
+    )
+    ref_logp = torch.tensor([[-3.0, 0.0], [-1.0, -2.0]], dtype=torch.float64)
+    for length_average in (False, True):
+        found = balanced(logistic, length_average=length_average)({"ref_logp": ref_logp}, batch)
+        assert found.tolist() == pytest.approx([0, 0], abs=1e-12)
 
 
 @pytest.mark.parametrize("weight", [1e-6, 1.0, 1e6])
@@ -209,6 +219,17 @@ def test_one_state_that_is_no_number_is_enough_to_find_no_minimum() -> None:
 
     with pytest.raises(ArithmeticError, match="left the finite numbers"):
         minimum(loss, torch.zeros(2, 2, dtype=torch.float64))
+
+
+def test_a_completion_is_its_ids_up_to_the_last_action_and_no_padding() -> None:
+    ids = torch.tensor([[5, 0, 0], [5, 0, 7], [5, 0, 0], [4, 0, 0], [5, 1, 0], [5, 2, 0]])
+    action = torch.tensor([[1, 0], [1, 0], [1, 1], [1, 0], [0, 0], [0, 0]], dtype=torch.bool)
+    same, padded, longer, other, none, neither = completions(
+        Tokens(ids, action, torch.ones(6, dtype=torch.bool), torch.zeros(6, dtype=torch.int64))
+    ).tolist()
+    assert same == padded
+    assert none == neither
+    assert len({same, longer, other, none}) == 4
 
 
 def test_differences_carry_no_gradient_of_what_the_loss_closes_over() -> None:

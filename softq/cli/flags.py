@@ -22,6 +22,11 @@ def options(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
     return own, rest
 
 
+def of_the_call() -> set[str]:
+    """The options of `softq train` that are no settings, as they are spelled."""
+    return {spelled for action in _options()._actions for spelled in action.option_strings}
+
+
 def _options() -> Parser:
     parser = Parser(add_help=False)
     group = parser.add_argument_group("this call")

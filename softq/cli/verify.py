@@ -15,7 +15,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from softq.cli.flags import flags, parser_of
+from softq.cli.flags import flags, of_the_call, parser_of
 from softq.cli.parser import Parser
 from softq.cli.printable import printable
 from softq.cli.show import Show
@@ -28,7 +28,7 @@ from softq.verify.contract import CONTRACT, Line
 from softq.verify.draw import tree_svg
 from softq.verify.examples import EXAMPLE_LAWS
 from softq.verify.law import Finding, Law, Result, checked
-from softq.verify.model import on_model
+from softq.verify.model import READ, on_model
 from softq.verify.model_laws import MODEL_LAWS
 from softq.verify.suite import METHOD_LAWS, examples, methods, named, spelled, theory
 from softq.verify.theory import THEORY_LAWS
@@ -57,6 +57,8 @@ def run(words: list[str]) -> int:
     parser.add_argument("--rows", type=int, metavar="N", help="with --model: how many data records to check on [8]")
     parser.add_argument("--trust-remote-code", action="store_true", help="run code that a model repository brings")
     own, rest = parser.parse_known_args(words)
+    if other := [word for word in rest if word.partition("=")[0].replace("_", "-") in of_the_call()]:
+        raise ValueError(f"{other[0]}: an option of softq train, which softq verify does not read; leave it out")
     if own.draw is not None:
         if len(words) > 2:
             raise ValueError("--draw FILE stands alone: it writes the picture and checks nothing")
@@ -126,7 +128,11 @@ def _model(own: Namespace, rest: list[str], notes: list[str]) -> list[Result]:
     if rows < 2:
         raise ValueError(f"--rows {rows}: expected 2 or more")
     name = own.method or "dpo"
-    values = {**flags(parser_of(name), rest), "model": own.model, "data": own.data, "output": "-"}
+    given = flags(parser_of(name), rest)
+    for word in given:
+        if word in Settings.model_fields and word not in READ:
+            raise ValueError(f"{flag(word)}: softq verify does not read it; leave it out")
+    values = {**given, "model": own.model, "data": own.data, "output": "-"}
     values |= {"reference": own.reference} if own.reference is not None else {}
     settings, method, _ = build(name, values)
     laws = named(MODEL_LAWS, own.law)
@@ -186,7 +192,16 @@ def _as_text(parts: Sequence[list[Result]], seconds: float) -> None:
     checks, laws, on = (f"{count} {what}{'s' * (count != 1)}" for count, what in counts)
     said = f"{checks} of {laws} on {on} in {seconds:.0f} s: "
     verdict = Text(f"{len(red)} red", "bold red") if red else Text("all green", "bold green")
+    if not red and (nearest_one := max((r for r in results if _share(r) >= 0), key=_share, default=None)):
+        verdict.append(f"; nearest to its bound: {nearest_one.law.name} of {nearest_one.subject}, ", "")
+        verdict.append(f"{nearest_one.finding.error:.1e} of {nearest_one.finding.bound:.0e}", "")  # pyright: ignore
     console.print(Text(said).append(verdict))
+
+
+def _share(result: Result) -> float:
+    """The error as a share of its bound; -1 where there is none."""
+    finding = result.finding
+    return -1.0 if isinstance(finding, str) or not finding.bound else finding.error / finding.bound
 
 
 def _grid(console: Console, part: list[Result]) -> None:

@@ -44,9 +44,12 @@ def _descent(line: Line) -> Finding | str:
         return line.why or UNSTATED
     whole = population(rest)
     targets = whole.targets(rest)
-    worst = 0.0
+    worst, wide = 0.0, 1 / max(1.0, line.method.beta)  # far from the reference a large β saturates
     for seed in (7, 8):
-        reached = descended(line.method, whole, random_table(whole.tree, seed))
+        start = whole.reference + random_table(whole.tree, seed, wide)
+        reached = descended(line.method, whole, start)
+        if _steepest(line.method, whole, reached) > 1e-4 * _steepest(line.method, whole, start):
+            return "descent did not come to rest in the steps it was given"
         worst = max(worst, min(apart(reached.exp(), target.exp()) for target in targets))
     return Finding(worst, 1e-4, f"{len(targets)} of them" if len(targets) > 1 else "")
 

@@ -23,6 +23,12 @@ from softq.training.settings import Call, Settings
 from softq.training.source import batch_of, usable
 from softq.verify.law import Finding, apart
 
+READ = frozenset(
+    "model reference data format rename chat_template max_length truncate eval_fraction seed tokens_per_micro layout "
+    "gradient_checkpointing dtype bf16 use_peft lora_r lora_alpha lora_target_modules".split()
+)
+"""Settings of a run that the laws of a model read."""
+
 REFERENCE_FREE = "the method reads no reference"
 STORED = "the data stores the reference's log-probs (ref_logps), so no reference is loaded"
 

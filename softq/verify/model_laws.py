@@ -106,8 +106,10 @@ def _attention_kept(models: Models) -> Iterator[None]:
             config._attn_implementation = attention
 
 
-def batch_split(on: OnModel) -> Finding:
+def batch_split(on: OnModel) -> Finding | str:
     """Loss and gradient of the step, in parts of several records against parts of one."""
+    if len(on.records) == 1:
+        return "there is one record: nothing to cut"
     tokens = on.batch.tokens
     several = max(on.tokens_per_micro, 2 * int(tokens.prompt.bincount().max()) * tokens.ids.shape[1])
     cuts = [len(shares(tokens, states)[0]) for states in (1, several)]

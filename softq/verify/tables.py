@@ -34,9 +34,9 @@ def models(policy: Tensor, reference: Tensor, tree: TokenTree = TREE) -> Models:
     )
 
 
-def some_models(seed: int = 0, tree: TokenTree = TREE) -> Models:
+def some_models(seed: int = 0, tree: TokenTree = TREE, scale: float = 1.0) -> Models:
     """A random policy and a random reference."""
-    return models(random_table(tree, seed), random_table(tree, seed + 1), tree)
+    return models(random_table(tree, seed, scale), random_table(tree, seed + 1, scale), tree)
 
 
 def table(of: Models) -> nn.Parameter:
