@@ -82,7 +82,8 @@ def run(words: list[str]) -> int:
 def _stamped(name: str, verified: Mapping[str, Any]) -> str:
     """The method's laws, in a line."""
     if not verified["red"]:
-        return f"verify: {name} keeps {verified['laws']} laws on tables with exact answers"
+        open_end = "; where its training ends is not stated" if "fixed point" in verified["not_stated"] else ""
+        return f"verify: {name} keeps {verified['laws']} laws on tables with exact answers{open_end}"
     red = "; ".join(f"{law}: {why}" for law, why in verified["red"].items())
     return f"verify: RED, {name} breaks {len(verified['red'])} of {verified['laws']} laws: {red} (softq verify --method {name})"
 

@@ -133,7 +133,8 @@ def _verified(verified: Record) -> str:
     said = f"Its loss was held to {verified['laws']} laws on tables with exact answers (`softq verify`, softq "
     said += f"{_text(verified['softq'])}) before training: "
     if not verified["red"]:
-        return said + "all are kept."
+        open_end = "; where its training ends is not stated" if "fixed point" in verified["not_stated"] else ""
+        return said + f"all are kept{open_end}."
     return said + "**not kept:** " + "; ".join(f"{_text(law)} ({_text(why)})" for law, why in verified["red"].items())
 
 
