@@ -200,8 +200,11 @@ def test_a_finding_is_red_beyond_its_bound_and_where_it_is_no_number() -> None:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_a_stamp_holds_the_method_to_its_own_settings(name: str) -> None:
-    before = torch.get_rng_state()
+    before, threads = torch.get_rng_state(), torch.get_num_threads()
+    torch.set_num_threads(2)
     found = stamp(METHODS[name]())
+    assert torch.get_num_threads() == 2
+    torch.set_num_threads(threads)
     assert found["red"] == {}
     assert found["laws"] + len(found["not_stated"]) == len(METHOD_LAWS)
     assert found["laws"] >= 8

@@ -30,7 +30,7 @@ from softq.verify.examples import EXAMPLE_LAWS
 from softq.verify.law import Finding, Law, Result, checked
 from softq.verify.model import READ, on_model
 from softq.verify.model_laws import MODEL_LAWS
-from softq.verify.suite import METHOD_LAWS, examples, methods, named, spelled, theory
+from softq.verify.suite import METHOD_LAWS, examples, methods, named, one_thread, spelled, theory
 from softq.verify.theory import THEORY_LAWS
 
 DESCRIPTION = (
@@ -66,7 +66,11 @@ def run(words: list[str]) -> int:
         return 0
     began, notes = time.monotonic(), list[str]()
     with Console(stderr=True).status("checking …"), redirect_stdout(sys.stderr):  # a loss of one's own may print
-        parts = [part for part in (_tables(own, rest) if own.model is None else [_model(own, rest, notes)]) if part]
+        if own.model is None:
+            with one_thread():
+                parts = [part for part in _tables(own, rest) if part]
+        else:
+            parts = [part for part in [_model(own, rest, notes)] if part]
     if not parts:
         raise ValueError(f"--law {own.law}: {_known(own)}")
     if not own.json:

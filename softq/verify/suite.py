@@ -1,6 +1,7 @@
 """All laws of tables at once: the theory, and methods; what `softq verify` runs and what a training run is stamped with."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.metadata import version
 from typing import Any, TypeVar
 
@@ -47,9 +48,20 @@ def spelled(name: str) -> str:
     return name.lower().replace(" ", "-").replace("*", "")
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """One thread for a moment: tables are so small that more of them only wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def stamp(method: Method) -> dict[str, Any]:
     """What a training run's manifest says of its method: which laws were checked, with its own settings, and what was red."""
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), one_thread():
         results = list(checked(METHOD_LAWS, Line(method), "method"))
     found = [(result, result.finding) for result in results if isinstance(result.finding, Finding)]
     return {
