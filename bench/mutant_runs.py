@@ -24,7 +24,6 @@ from hypothesis import Phase
 from mutations import Mutation
 
 AT_ONCE = 2
-LONG = 4  # seconds; a test that takes longer is not run on mutants
 SLOWEST = 20  # times a test's seconds on the unchanged code, and START, after which a mutant counts as killed
 START = 10  # seconds
 MEMORY = 12 << 30  # bytes, beyond which it does too
@@ -36,12 +35,13 @@ class Job(NamedTuple):
     path: str
     mutation: Mutation
     stages: tuple[frozenset[str], ...]  # of test files
+    longest: float = 4.0  # seconds of the processor; tests that take longer are left out
 
 
 class Clean(NamedTuple):
     """What the unchanged code does in the tests."""
 
-    seconds: dict[str, float]  # of each test
+    seconds: dict[str, float]  # of the processor, of each test
     callers: dict[str, list[str]]  # "FILE FUNCTION" of ours -> the tests that call it; "" if fixtures or imports do
     modules: list[str]  # what was imported of others
 
@@ -49,7 +49,7 @@ class Clean(NamedTuple):
         """The tests of a job's first stage that could see its mutant, with their seconds, quickest first."""
         callers = self.callers.get(f"{job.path} {job.mutation.function}", [])
         tests = self.seconds if "" in callers or not job.mutation.function else callers
-        able = [test for test in tests if file_of(test) in job.stages[0] and self.seconds[test] < LONG]
+        able = [test for test in tests if file_of(test) in job.stages[0] and self.seconds[test] < job.longest]
         return {test: self.seconds[test] for test in sorted(able, key=self.seconds.__getitem__)}
 
 
@@ -99,11 +99,11 @@ class Watch:
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_call(self, item: pytest.Item):
         """The test alone, without its fixtures."""
-        self.test, begin = item.nodeid, time.monotonic()
+        self.test, begin = item.nodeid, time.process_time()
         try:
             return (yield)
         finally:
-            self.seconds[self.test] = time.monotonic() - begin
+            self.seconds[self.test] = time.process_time() - begin
             self.test = ""
 
 
@@ -140,22 +140,42 @@ def print_to(path: Path | str) -> None:
     os.dup2(out, 2)
 
 
-def clean(files: Iterable[str], scratch: Path) -> Clean:
-    """Runs tests on the unchanged code, in a child; ends everything if one fails."""
-    told, said = scratch / "clean.json", scratch / "clean.txt"
-    if not (pid := os.fork()):
-        print_to(said)
+def watched(files: Iterable[str], scratch: Path) -> int:
+    """The process id of a child that runs tests on the unchanged code and writes down what they do."""
+    scratch.mkdir()
+    if pid := os.fork():
+        return pid
+    code = 1
+    try:
+        print_to(scratch / "said.txt")
         watch = Watch()
-        code = run_tests(files, scratch / "0", watch)
+        code = run_tests(files, scratch / "tests", watch)
         sys.settrace(None)
         others = [n for n, m in sys.modules.items() if "site-packages" in str(getattr(m, "__file__", ""))]
         callers = {name: list(tests) for name, tests in watch.callers.items()}
-        told.write_text(json.dumps([watch.seconds, callers, others]))
+        (scratch / "clean.json").write_text(json.dumps([watch.seconds, callers, others]))
+    finally:
         os._exit(code)
-    if os.waitpid(pid, 0)[1]:
-        failed = [line for line in said.read_text().splitlines() if line.startswith(("FAILED", "ERROR"))]
-        raise SystemExit(f"the unchanged code fails: {' '.join(failed) or said.read_text()}")
-    return Clean(*json.loads(told.read_text()))
+
+
+def clean(files: Sequence[str], scratch: Path) -> Clean:
+    """Runs tests on the unchanged code; ends everything if one fails."""
+    parts = {scratch / f"clean{n}": files[n::AT_ONCE] for n in range(min(AT_ONCE, len(files)))}
+    children = [watched(part, directory) for directory, part in parts.items()]
+    failed = [os.waitpid(pid, 0)[1] for pid in children]
+    for directory, status in zip(parts, failed, strict=True):
+        if status:
+            said = (directory / "said.txt").read_text()
+            lines = [line for line in said.splitlines() if line.startswith(("FAILED", "ERROR"))]
+            raise SystemExit(f"the unchanged code fails: {' '.join(lines) or said}")
+    whole = Clean({}, {}, [])
+    for directory in parts:
+        part = Clean(*json.loads((directory / "clean.json").read_text()))
+        whole.seconds.update(part.seconds)
+        whole.modules.extend(part.modules)
+        for function, tests in part.callers.items():
+            whole.callers.setdefault(function, []).extend(tests)
+    return whole
 
 
 def started(job: Job, seconds: Mapping[str, float], scratch: Path) -> int:
@@ -199,7 +219,7 @@ def fates(jobs: Sequence[Job], scratch: Path, seen: Clean) -> Iterator[tuple[Mut
                 waiting.appendleft(after)
 
 
-def warmed(files: Iterable[str], scratch: Path) -> Clean:
+def warmed(files: Sequence[str], scratch: Path) -> Clean:
     """The clean run; then imports once, here, what every child would import again of others."""
     seen = clean(files, scratch)
     for name in seen.modules:

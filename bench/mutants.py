@@ -60,7 +60,8 @@ def targets(arguments: Sequence[str], everything: bool) -> list[str]:
     """The source files to change, relative to the root."""
     if arguments:
         return [str(Path(argument).resolve().relative_to(ROOT)) for argument in arguments]
-    every = [path for path in sorted(git("ls-files", "-co", "--exclude-standard", "softq")) if sets_of(path)]
+    every = [path for path in git("ls-files", "-co", "--exclude-standard", "softq") if sets_of(path)]
+    every = sorted(path for path in every if not path.endswith("__init__.py"))
     if everything:
         return every
     uncommitted = {*git("diff", "--name-only", "HEAD"), *git("ls-files", "-o", "--exclude-standard")} & set(every)
@@ -113,9 +114,9 @@ def shown(job: Job) -> str:
 
 
 def ended(path: str, known: Equivalents, scratch: Path, seen: Clean) -> list[tuple[Job, str]]:
-    """All mutants of a file with what became of them, in the order of the text. Known equivalents meet FIRST alone."""
+    """All mutants of a file with what became of them, in the order of the text. Equivalents meet the quick of FIRST alone."""
     jobs = [Job(path, mutation, sets_of(path)) for mutation in mutations(Path(path).read_text())]
-    jobs = [job._replace(stages=job.stages[:1]) if key(job) in known else job for job in jobs]
+    jobs = [job._replace(stages=job.stages[:1], longest=0.1) if key(job) in known else job for job in jobs]
     fate = dict(fates(jobs, scratch, seen))
     same = {job for job in jobs if key(job) in known and fate[job.mutation] == "survived"}
     return [(job, "equivalent" if job in same else fate[job.mutation]) for job in jobs]
@@ -156,7 +157,10 @@ def main() -> None:
     arguments = parser.parse_args()
     paths = targets(arguments.files, arguments.all)
     if not paths:
-        raise SystemExit("no file that is mutated has changed; --all takes every one")
+        print("no file that is mutated has changed; --all takes every one")
+        return
+    if foreign := [path for path in paths if not sets_of(path)]:
+        parser.error(f"{', '.join(foreign)}: expected files of {', '.join(TESTS)}, whose tests are known")
     os.environ |= ENVIRONMENT
     with tempfile.TemporaryDirectory() as directory:
         raise SystemExit(report(paths, Path(directory)))
