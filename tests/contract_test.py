@@ -13,9 +13,10 @@ from softq.objectives.margins import contrast
 from softq.objectives.policy_gradient import grpo
 from softq.objectives.sums import weighted_sum
 from softq.records import Batch, FixedPoint, Method, Pairs, Scored, Term, Tokens, implicit, no_credit, take
-from softq.verify.contract import CONTRACT, Line
+from softq.verify.contract import CONTRACT
 from softq.verify.examples import EXAMPLE_LAWS
 from softq.verify.law import Finding, Law, checked
+from softq.verify.line import Line
 from softq.verify.suite import METHOD_LAWS, named, stamp
 from softq.verify.tables import rows, slope, some_models, some_step
 from softq.verify.theory import TABLES, THEORY_LAWS, Table

@@ -123,6 +123,7 @@ SERVES = {
     ("groups", "infonca"): None,
     ("rows", "sft"): None,
     ("labels", "kto"): None,
+    ("pairs", "infonca"): "pairs are read as groups of two: the chosen completions score 1, the rejected ones 0",
     ("pairs", "sft"): "pairs are read as demonstrations: the chosen completions, the rejected ones are not used",
     ("pairs", "kto"): "pairs are read as labels: the chosen completions are good, the rejected ones bad",
     ("groups", "sft"): "groups are read as demonstrations: the completion with the highest score of each",
@@ -139,9 +140,9 @@ REFUSED = {
         "kto",
     ): "kto takes labels+mismatched, the data holds rows: give rows with `prompt`, `completion` and `label`",
     (
-        "pairs",
+        "labels",
         "infonca",
-    ): "infonca takes groups, the data holds pairs: give rows with `prompt`, `completions` and `scores`",
+    ): "infonca takes groups, the data holds labels: give rows with `prompt`, `completions` and `scores`",
     (
         "prompts",
         "sft",
@@ -156,6 +157,21 @@ def test_what_is_converted_is_said_and_what_can_not_serve_is_refused() -> None:
         with pytest.raises(ValueError) as error:
             conversion(kind, METHODS[name](), name)
         assert str(error.value) == message
+
+
+def test_pairs_as_groups_have_the_scores_1_and_0() -> None:
+    batch = batch_of(PAIRS, [4, 7], METHODS["infonca"]())
+    assert batch.columns["reward"].tolist() == [1.0, 0.0, 1.0, 0.0]
+    assert batch.tokens.prompt.tolist() == [4, 4, 7, 7]
+
+
+def test_labels_without_a_baseline_are_the_rows_of_those_with_one() -> None:
+    plain = METHODS["kto"]()._replace(takes="labels")
+    with_baseline, alone = (batch_of(LABELS, [0, 1, 2], method) for method in (METHODS["kto"](), plain))
+    count = len(alone.labels.row)
+    assert (len(alone.tokens.ids), len(alone.labels.mismatched), len(with_baseline.tokens.ids)) == (count, 0, 2 * count)
+    assert alone.labels.good.equal(with_baseline.labels.good)
+    assert alone.tokens.action.sum(-1).tolist() == with_baseline.tokens.action.sum(-1).tolist()[:count]
 
 
 def test_bad_completions_are_no_demonstrations(tmp_path) -> None:

@@ -24,10 +24,11 @@ from softq.objectives import METHODS
 from softq.training.events import Note
 from softq.training.methods import nearest
 from softq.training.settings import Call, Settings, build, flag
-from softq.verify.contract import CONTRACT, Line
+from softq.verify.contract import CONTRACT
 from softq.verify.draw import tree_svg
 from softq.verify.examples import EXAMPLE_LAWS
 from softq.verify.law import Finding, Law, Result, checked
+from softq.verify.line import Line
 from softq.verify.model import READ, on_model
 from softq.verify.model_laws import MODEL_LAWS
 from softq.verify.suite import METHOD_LAWS, examples, methods, named, one_thread, spelled, theory

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Mapping
 import torch
 from torch import Tensor
 
-from softq.records import Batch, Method, Pairs, Scored, group_of, implicit
+from softq.records import Batch, Labels, Method, Pairs, Scored, group_of, implicit
 
 Sums = Mapping[str, tuple[Tensor, int]]  # name -> (sum, count)
 ADDED = ("loss", "num_tokens")  # the parts of a step add up to its loss; everything else is a mean
@@ -30,7 +30,7 @@ def measured(method: Method, scored: Scored, batch: Batch) -> Sums:
     for name, values in (("rewards", reward), ("scores", score), ("logps", logp)):
         sums[f"{name}/chosen"] = (values[chosen].sum(), len(chosen))
         sums[f"{name}/rejected"] = (values[rejected].sum(), len(rejected))
-    if method.takes == "labels+mismatched":
+    if isinstance(batch.feedback, Labels):
         return {
             **sums,
             **_by_source(batch, lambda rows: _rewards(reward, chosen[rows[chosen]], rejected[rows[rejected]])),

@@ -1,7 +1,7 @@
 """Where batches come from. A source is a generator of optimiser steps; offline ones ignore the models."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -15,9 +15,12 @@ from softq.records import COLUMNS, Batch, Labels, Method, Pairs, Tokens
 
 Source = Callable[[Models], Iterator[Batch]]
 
+_JUDGED = "pairs are read as labels: the chosen completions are good, the rejected ones bad"
 CONVERTED = {
     ("pairs", "rows"): "pairs are read as demonstrations: the chosen completions, the rejected ones are not used",
-    ("pairs", "labels+mismatched"): "pairs are read as labels: the chosen completions are good, the rejected ones bad",
+    ("pairs", "groups"): "pairs are read as groups of two: the chosen completions score 1, the rejected ones 0",
+    ("pairs", "labels"): _JUDGED,
+    ("pairs", "labels+mismatched"): _JUDGED,
     ("groups", "rows"): "groups are read as demonstrations: the completion with the highest score of each",
     ("labels", "rows"): "labels are read as demonstrations: the good completions, the bad ones are not used",
     ("labels", "labels+mismatched"): None,
@@ -44,8 +47,7 @@ def usable(records: Records, kind: str, method: Method) -> Records:
 
 def batch_of(records: Sequence[Encoded], numbers: Sequence[int], method: Method) -> Batch:
     """Data records as one batch in the form the method takes; a record's number becomes its rows' `prompt`."""
-    build = {"pairs": _pairs, "groups": _groups, "rows": _demonstrations, "labels+mismatched": _labels}[method.takes]
-    batch, rows = build(records, numbers)
+    batch, rows = _BUILT[method.takes](records, numbers)
     columns = dict(batch.columns)
     for name in (name for name in method.columns if name in records[0].columns and name not in columns):
         each = COLUMNS[name].unit == "row"
@@ -164,7 +166,7 @@ def _pairs(records: Sequence[Encoded], numbers: Sequence[int]) -> tuple[Batch, R
 
 def _groups(records: Sequence[Encoded], numbers: Sequence[int]) -> tuple[Batch, Rows]:
     tokens, rows = _all_rows(records, numbers)
-    scores = [score for record in records for score in record.columns["reward"]]
+    scores = [score for record in records for score in record.columns.get("reward", (1.0, 0.0))]
     return Batch(tokens, None, {"reward": torch.tensor(scores)}), rows
 
 
@@ -174,8 +176,15 @@ def _demonstrations(records: Sequence[Encoded], numbers: Sequence[int]) -> tuple
 
 
 def _labels(records: Sequence[Encoded], numbers: Sequence[int]) -> tuple[Batch, Rows]:
-    """Each completion with its label, and again under the prompt of the next record of the step."""
+    """Each completion with its label."""
     tokens, rows = _all_rows(records, numbers)
+    good = torch.tensor([bool(records[i].columns.get("label", (1.0, 0.0))[k]) for i, k in rows])
+    return Batch(tokens, Labels(torch.arange(len(rows)), good, torch.empty(0, dtype=torch.int64))), rows
+
+
+def _mismatched(records: Sequence[Encoded], numbers: Sequence[int]) -> tuple[Batch, Rows]:
+    """Each completion with its label, and again under the prompt of the next record of the step."""
+    labelled, rows = _labels(records, numbers)
     completions = [records[i].completions[k] for i, k in rows]
     mismatched, prompts, again = [], [], []
     for i, number in enumerate(numbers):
@@ -184,10 +193,19 @@ def _labels(records: Sequence[Encoded], numbers: Sequence[int]) -> tuple[Batch, 
             mismatched += [_under(records[i].completions[0], completion) for completion in records[j].completions]
             again += [(j, k) for k in range(len(records[j].completions))]
             prompts += [number] * len(records[j].completions)
-    tokens = tokens_of(completions + mismatched, tokens.prompt.tolist() + prompts)
-    good = torch.tensor([bool(records[i].columns.get("label", (1.0, 0.0))[k]) for i, k in rows])
-    labels = Labels(torch.arange(len(rows)), good, torch.arange(len(rows), len(rows) + len(mismatched)))
-    return Batch(tokens, labels), rows + again
+    tokens = tokens_of(completions + mismatched, labelled.tokens.prompt.tolist() + prompts)
+    others = torch.arange(len(rows), len(rows) + len(mismatched))
+    return Batch(tokens, Labels(labelled.labels.row, labelled.labels.good, others)), rows + again
+
+
+_BUILT: Mapping[str, Callable[[Sequence[Encoded], Sequence[int]], tuple[Batch, Rows]]] = {
+    "pairs": _pairs,
+    "groups": _groups,
+    "rows": _demonstrations,
+    "labels": _labels,
+    "labels+mismatched": _mismatched,
+}
+"""What data becomes, by what a method takes."""
 
 
 def _all_rows(records: Sequence[Encoded], numbers: Sequence[int]) -> tuple[Tokens, Rows]:
@@ -210,15 +228,21 @@ def _under(prompted: Completion, completion: Completion) -> Completion:
     return Completion(ids, action, completion.ended)
 
 
+_LABELS = "give rows with `prompt`, `completion` and `label`"
 _EXPECTED = {
     "pairs": "give rows with `prompt`, `chosen` and `rejected`",
     "groups": "give rows with `prompt`, `completions` and `scores`",
     "rows": "give rows with `prompt` and `completion`, or `messages`",
-    "labels+mismatched": "give rows with `prompt`, `completion` and `label`",
+    "labels": _LABELS,
+    "labels+mismatched": _LABELS,
 }
+_UNPAIR = "make labels of them: softq data FILE --unpair SCORE --to labels.jsonl"
+_STEPS = "labels of steps serve no method yet"
 ADVICE = {
     ("groups", "pairs"): "make pairs of them: softq data FILE --pairs best-worst --to pairs.jsonl",
-    ("groups", "labels+mismatched"): "make labels of them: softq data FILE --unpair SCORE --to labels.jsonl",
-    ("steps", "labels+mismatched"): "labels of steps serve no method yet",
+    ("groups", "labels"): _UNPAIR,
+    ("groups", "labels+mismatched"): _UNPAIR,
+    ("steps", "labels"): _STEPS,
+    ("steps", "labels+mismatched"): _STEPS,
 }
 """What to do about data that a method can not take."""

@@ -8,8 +8,8 @@ from torch import Tensor
 from softq.lm.score import Models
 from softq.mdp.tabular import every_trajectory, random_table, token_tree
 from softq.records import Batch, Labels, Method, Pairs, Tokens
-from softq.verify.contract import UNSTATED, Line
 from softq.verify.law import EXACT, Finding, Law, apart
+from softq.verify.line import UNSTATED, Line
 from softq.verify.populations import Population, population
 from softq.verify.tables import (
     differ,
@@ -109,7 +109,8 @@ def _hard(line: Line) -> Finding:
         return Finding(
             len(wrong), 0, grows if not wrong else f"at margins {wrong} / β it is pushed the wrong way, or not at all"
         )
-    sides = downhill(line.rests - 0.1 / beta) < 0 < downhill(line.rests + 0.1 / beta)
+    behind = downhill(line.rests + 0.1 / beta)  # exactly 0 where a hinge is flat
+    sides = downhill(line.rests - 0.1 / beta) < 0 and behind >= 0
     return Finding(abs(downhill(line.rests)) if sides else math.inf, EXACT, f"rests at {line.rests:.3f} nats")
 
 
@@ -122,9 +123,12 @@ def _hard_batch(method: Method) -> Batch:
         return Batch(tokens, None, {"reward": torch.tensor([1.0, 0, 1, 0], dtype=torch.float64)})
     if method.takes == "rows":
         return Batch(Tokens(tokens.ids[better], tokens.action[better], tokens.ended[better], tokens.prompt[better]))
+    judged = torch.tensor([True, False, True, False])
+    if method.takes == "labels":
+        return Batch(tokens, Labels(torch.arange(4), judged, torch.arange(0)))
     twice = torch.arange(8) % 4
     tokens = Tokens(tokens.ids[twice], tokens.action[twice], tokens.ended[twice], tokens.prompt[twice])
-    return Batch(tokens, Labels(torch.arange(4), torch.tensor([True, False, True, False]), torch.arange(4, 8)))
+    return Batch(tokens, Labels(torch.arange(4), judged, torch.arange(4, 8)))
 
 
 ISLANDS = token_tree([(0,)], vocabulary=4, horizon=1)

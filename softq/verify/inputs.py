@@ -4,7 +4,7 @@ Log-probabilities are in nats, one list a row with one number an action, so rows
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 Inputs = Mapping[str, Any]
@@ -210,56 +210,3 @@ ROLLOUT_STEPS = {
 }  # fmt: skip
 
 PER_PAIR = "one value per pair"
-FAMILIES = (
-    Family("dpo", "dpo", {"beta": 0.5}, "h(beta*m)", PER_PAIR,
-           {**DPO_STEPS, "golden tokens": TOKENS_2}, {"golden": (1, "sigmoid"), "golden tokens": (2, "dpo")}),
-    Family("cdpo", "dpo", {"beta": 0.5, "label_smoothing": 0.1}, "(1-eps)*h(beta*m) + eps*h(-beta*m), eps=label_smoothing",
-           PER_PAIR, PAIR_STEPS, {"golden": (1, "cdpo")}),
-    Family("ipo", "ipo", {"beta": 0.5}, "(L_w/len_w - L_l/len_l - 1/(2*beta))^2", PER_PAIR, PAIR_STEPS,
-           {"golden": (1, "ipo")}),
-    Family("ipo_sum", "ipo", {"beta": 0.5, "length_average": False}, "(m - 1/(2*beta))^2", PER_PAIR, PAIR_STEPS,
-           {"golden": (1, "ipo_sum")}),
-    Family("tdpo2", "tdpo2", {"beta": 0.5, "alpha": 0.5},
-           "h(beta*(m - alpha*(K_l - stopgrad(K_w)))), K=sum_t KL(ref||pi)", PER_PAIR,
-           {**LOGIT_STEPS, "alpha 1": LOGITS}, {"golden": (2, "tdpo2")}, {"alpha 1": {"alpha": 1.0}}),
-    Family("wpo", "wpo", {"beta": 0.5},
-           "stopgrad(min(1, w_w*w_l))*h(beta*m), w=exp(mean_t[log pi - log sum_v pi^2])", PER_PAIR, LOGIT_STEPS,
-           {"golden": (2, "wpo_official")}),
-    Family("aot", "aot", {"beta": 0.5, "label_smoothing": 0.1},
-           "d=sort(LP_w-LP_l)-sort(LPref_w-LPref_l), ascending: (1-eps)*h(beta*d) + eps*h(-beta*d), eps=label_smoothing",
-           "one value per sorted slot, ascending (not per pair)", SORTED_STEPS, {"golden": (1, "aot_eps0.1")}),
-    Family("aot_hard", "aot", {"beta": 0.5}, "d=sort(LP_w-LP_l)-sort(LPref_w-LPref_l), ascending: h(beta*d)",
-           "one value per sorted slot, ascending (not per pair)", SORTED_STEPS, {"golden": (1, "aot")}),
-    Family("kto", "kto", {"beta": 0.5},
-           "good: l_g*s(-beta*(L-z0)), bad: l_b*s(beta*(L-z0)), z0=stopgrad(max(0, mean L of mismatched)), "
-           "l_g=desirable_weight, l_b=undesirable_weight", "one value per label", LABEL_STEPS, {"golden": (1, "kto")},
-           {"class weights": {"desirable_weight": 1.5, "undesirable_weight": 0.8}}),
-    Family("infonca", "infonca", {"beta": 0.5, "alpha": 0.5}, "-sum_k softmax(reward/alpha)_k*logsoftmax(beta*L)_k",
-           "one value per group, in ascending order of its prompt", GROUP_STEPS, {"golden": (4, "infonca")},
-           {"nearly one-hot": {"beta": 0.01, "alpha": 0.001}}),
-    Family("sft", "sft", {}, "-log pi(y_t)", "one value per token", SHOWN_STEPS, {"golden": (2, "sft")}),
-    Family("dpo+sft", "dpo+sft", {"weights": [0.8, 0.2], "dpo": {"beta": 0.5}, "sft": {}},
-           "0.8*(mean of h(beta*m)) + 0.2*(mean of -log pi(y_t) over the tokens of chosen rows)",
-           "dpo: one value per pair; sft: one value per token",
-           {**PAIR_STEPS, "golden tokens": TOKENS_2}),
-    Family("grpo", "grpo", {"beta": 0.04, "epsilon": 0.2},
-           "-min(rho*A, clip(rho, 1-epsilon, 1+epsilon)*A) + beta*(exp(-l) - 1 + l), rho=pi/old, l=log pi/ref, "
-           "A=(reward-mean)/(std+1e-4) of its group", "one value per token", ROLLOUT_STEPS, {},
-           {"by hand": {"beta": 0.1}, "no reference": {"beta": 0.0}}),
-)  # fmt: skip
-
-
-def steps() -> Iterator[dict[str, Any]]:
-    """The entries of conformance/vectors.json that are one step of training, without what is expected of them."""
-    for family in FAMILIES:
-        for name, inputs in family.steps.items():
-            fixture = {"golden": list(family.golden[name])} if name in family.golden else {}
-            yield {
-                "name": f"{family.name}/{name}",
-                "method": family.method,
-                "formula": family.formula,
-                "parameters": {**family.parameters, **family.at.get(name, {})},
-                "layout": family.layout,
-                **fixture,
-                "inputs": dict(inputs),
-            }

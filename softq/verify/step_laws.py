@@ -11,8 +11,8 @@ from softq.lm.score import Models
 from softq.records import COLUMNS, Batch, Labels, Method, Pairs, Tokens
 from softq.training.loop import with_columns
 from softq.training.plan import losses, scored_by, shares
-from softq.verify.contract import UNSTATED, Line
 from softq.verify.law import EXACT, Finding, Law
+from softq.verify.line import UNSTATED, Line
 from softq.verify.tables import (
     Slope,
     differ,

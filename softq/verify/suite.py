@@ -8,10 +8,10 @@ from typing import Any, TypeVar
 import torch
 
 from softq.records import Method
-from softq.verify.contract import Line
 from softq.verify.end_laws import END_LAWS
 from softq.verify.examples import EXAMPLE_LAWS
 from softq.verify.law import Finding, Law, Result, checked
+from softq.verify.line import Line
 from softq.verify.step_laws import STEP_LAWS
 from softq.verify.theory import TABLES, THEORY_LAWS
 

@@ -83,10 +83,11 @@ def some_step(method: Method) -> Batch:
     records = [0, 0, 1, 1, 2, 2, 3, 3]
     feedback: Pairs | Labels | None = None
     tokens = rows(OWN, records)
-    if method.takes == "labels+mismatched":
-        tokens = rows(OWN + OTHERS, [*records, 1, 2, 3, 0])
+    if method.takes.startswith("labels"):
+        if mismatched := method.takes == "labels+mismatched":
+            tokens = rows(OWN + OTHERS, [*records, 1, 2, 3, 0])
         good = torch.tensor([True, False, True, True, False, True, False, False])
-        feedback = Labels(torch.arange(8), good, torch.arange(8, 12))
+        feedback = Labels(torch.arange(8), good, torch.arange(8, 12 if mismatched else 8))
     if method.takes == "pairs":
         feedback = Pairs(torch.tensor([0, 3, 4, 6]), torch.tensor([1, 2, 5, 7]))
     spare = [0.0] * (len(tokens.ended) - 8)

@@ -21,7 +21,7 @@ from softq.objectives.sums import weighted_sum
 from softq.records import COLUMNS, Batch, Labels, Method, Pairs, Scored, Tokens, implicit, no_credit
 from softq.training.loop import with_columns
 from softq.training.plan import losses
-from softq.verify.inputs import FAMILIES, steps
+from softq.verify.contract import FAMILIES, steps
 from softq.verify.populations import Population, population
 from softq.verify.tables import slope
 
