@@ -159,6 +159,16 @@ def test_flip_turns_a_share_round_and_says_which(here: Path, capsys: pytest.Capt
     assert [row["flipped"] for row in other] != [row["flipped"] for row in found]
 
 
+def test_pairs_of_groups_are_asked_for_their_scores(here: Path, capsys: pytest.CaptureFixture) -> None:
+    pairs = converted("groups.jsonl --pairs best-worst", capsys)
+    found = converted("groups.jsonl --pairs best-worst --relabel --overwrite", capsys)
+    assert len(found) == 2 * len(pairs) > 0
+    for one, other, pair in zip(found[::2], found[1::2], pairs, strict=True):
+        assert (one["chosen"], other["chosen"]) == (pair["chosen"], pair["rejected"])
+        assert (one["goal"], other["goal"]) == (pair["score_chosen"], pair["score_rejected"])
+        assert one["prompt"].endswith(f" a better answer has a higher score.\n\n{pair['prompt']}")
+
+
 def test_length_match_leaves_length_telling_nothing(here: Path, capsys: pytest.CaptureFixture) -> None:
     found = converted("pairs.jsonl --length-match", capsys)
     longer = Counter(

@@ -18,6 +18,7 @@ from softq.data.transform import (
     flip,
     length_match,
     pairs_of,
+    relabel,
     sample,
     sample_exactly,
     split,
@@ -318,3 +319,74 @@ def test_settings_out_of_range_are_refused_at_once():
         pairs_of([], "first")
     with pytest.raises(ValueError, match="expected a number > 0"):
         length_match([], seed=1, width=0)
+
+
+# Goals
+
+SCORED = Example(
+    "a:5",
+    [{"role": "user", "content": "q"}],
+    ([{"role": "assistant", "content": "good"}], [{"role": "assistant", "content": "bad"}]),
+    {"weight": (2.0,), "margin": (0.5,)},
+    {},
+    {"score_chosen": 9.0, "score_rejected": 3.5},
+)
+
+
+def test_a_pair_with_scores_is_asked_for_both() -> None:
+    asked, opposite = relabel([SCORED])
+    assert isinstance(asked, Example)
+    assert isinstance(opposite, Example)
+    assert asked.prompt == [
+        {"role": "system", "content": "Give an answer that scores 9; a better answer has a higher score."},
+        {"role": "user", "content": "q"},
+    ]
+    assert opposite.prompt[0]["content"] == "Give an answer that scores 3.5; a better answer has a higher score."
+    assert (asked.completions, opposite.completions) == (SCORED.completions, SCORED.completions[::-1])
+    assert asked.columns == opposite.columns == {"weight": (2.0,)}  # the margin is of the judgement without a goal
+    assert asked.other == {"score_chosen": 9.0, "score_rejected": 3.5, "margin": 0.5, "goal": 9.0}
+    assert opposite.other == {"score_chosen": 3.5, "score_rejected": 9.0, "margin": 0.5, "goal": 3.5}
+    assert SCORED.prompt == [{"role": "user", "content": "q"}]
+
+
+@given(st.floats(-10, 10), st.floats(-10, 10))
+def test_under_its_goal_the_chosen_completion_is_the_better_one(one: float, other: float) -> None:
+    """R(x, y, g) = -(g - r(y))² is 0 for it and less for the other."""
+    made = list(relabel([SCORED._replace(other={"score_chosen": one, "score_rejected": other})]))
+    for record in made if one > other else []:
+        assert isinstance(record, Example)
+        gap = [record.other["goal"] - record.other[f"score_{side}"] for side in ("chosen", "rejected")]
+        assert gap[0] == 0
+        assert gap[1] != 0
+    if one <= other:
+        reason = "equal_scores" if one == other else "scores_contradict"
+        assert [record.reason for record in made if isinstance(record, Dropped)] == [reason]
+
+
+@pytest.mark.parametrize(
+    "scores", [{"score_chosen": 9.0}, {"score_rejected": 3.0}, {"score_chosen": "9", "score_rejected": 3.0}, {}]
+)
+def test_a_pair_without_both_scores_is_left_out(scores: dict) -> None:
+    """Also where one of two is there."""
+    assert [r.reason for r in relabel([SCORED._replace(other=scores)]) if isinstance(r, Dropped)] == ["no_scores"]
+
+
+def test_where_a_goal_stands() -> None:
+    goal = "Give an answer that scores 9; a better answer has a higher score."
+    system = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "q", "name": "n"}]
+
+    def asked(prompt, at="system"):
+        record = next(iter(relabel([SCORED._replace(prompt=prompt)], at)))
+        return record.prompt if isinstance(record, Example) else record.reason
+
+    assert asked("q") == asked("q", "user") == f"{goal}\n\nq"
+    assert asked(system) == [{"role": "system", "content": f"Be kind.\n\n{goal}"}, system[1]]
+    assert asked(system, "user") == [system[0], {"role": "user", "content": f"{goal}\n\nq", "name": "n"}]
+    assert asked(system[:1], "user") == "no_user_message"
+    with pytest.raises(ValueError, match="expected one of system, user"):
+        list(relabel([SCORED], "end"))
+
+
+def test_log_probs_of_another_prompt_are_not_kept() -> None:
+    with pytest.raises(ValueError, match="a:1: ref_logps are of the prompt without a goal"):
+        list(relabel([PAIR]))

@@ -98,6 +98,9 @@ def _parser() -> Parser:
     change.add_argument("--swap", action="store_true", help="turn every label round")
     change.add_argument("--flip", type=float, metavar="SHARE", help="turn a share of the labels round")
     change.add_argument("--length-match", action="store_true", help="leave pairs out until length tells nothing")
+    change.add_argument(
+        "--relabel", nargs="?", const="system", choices=("system", "user"), help="pairs with scores to goals, two each"
+    )
     change.add_argument("--sample", type=float, metavar="N", help="N records, or a share below 1")
     change.add_argument("--split", nargs=2, metavar=("SHARE", "OUT2"), help="hold a share of the prompts out, in OUT2")
     change.add_argument("--seed", type=int, help="of all chance [42]")
@@ -106,7 +109,8 @@ def _parser() -> Parser:
 
 
 NEEDED = {
-    **dict.fromkeys(("pairs", "best", "unpair", "demonstrations", "swap", "flip", "length_match", "sample"), "to"),
+    **dict.fromkeys(("pairs", "best", "unpair", "demonstrations", "swap", "flip", "length_match"), "to"),
+    **dict.fromkeys(("relabel", "sample"), "to"),
     **dict.fromkeys(("split", "seed", "overwrite"), "to"),
     **dict.fromkeys(("chat_template", "max_length", "truncate", "trust_remote_code"), "model"),
     "margin": "pairs",
@@ -130,6 +134,8 @@ def _check(options: argparse.Namespace) -> None:
             raise ValueError(f"--{name} {share:g}: expected a share between 0 and 1")
     if options.sample is not None and not (options.sample > 0 and (options.sample < 1 or options.sample.is_integer())):
         raise ValueError(f"--sample {options.sample:g}: expected a number of records, or a share below 1")
+    if options.relabel and options.split:
+        raise ValueError("--relabel: the goals of one pair could be split apart; --split first, then relabel each file")
     if options.margin is not None and not 0 <= options.margin < math.inf:
         raise ValueError(f"--margin {options.margin:g}: expected a number, 0 or more")
     _threshold(options.unpair)
@@ -204,6 +210,7 @@ def _convert(options: argparse.Namespace, review: Review, records: Iterator[Any]
         swap=options.swap,
         flip=options.flip,
         length_match=options.length_match,
+        relabel=options.relabel,
         sample=options.sample,
         split=_number(options.split),
         seed=42 if options.seed is None else options.seed,

@@ -31,6 +31,7 @@ class Changes(NamedTuple):
     swap: bool = False
     flip: float | None = None  # the share of records whose label is turned
     length_match: bool = False
+    relabel: str | None = None  # of pairs: where the goal stands, "system" or "user"
     sample: float | None = None  # a share below 1, or so many records
     split: float | None = None  # the share of prompts that is held out
     seed: int = 42
@@ -121,6 +122,8 @@ def _changed(records: Iterable[Record], kind: str, changes: Changes) -> tuple[st
         made = transform.flip(made, changes.flip, seed=seed)
     if changes.length_match:
         made = transform.length_match(made, seed=seed)
+    if changes.relabel is not None:
+        made = transform.relabel(made, changes.relabel)
     if changes.sample is not None and changes.sample < 1:
         made = transform.sample(made, changes.sample, seed=seed)
     elif changes.sample is not None:

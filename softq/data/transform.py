@@ -9,12 +9,12 @@ import json
 import math
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from hashlib import blake2b
 from itertools import combinations
 from typing import Any
 
-from softq.data.example import Example, characters
+from softq.data.example import Example, Text, characters
 from softq.data.rows import Dropped
 
 Record = Example | Dropped
@@ -126,6 +126,83 @@ def flip(records: Iterable[Record], share: float, *, seed: int, start: int = 0) 
         return example._replace(other=_noted(example.other, flipped=flipped))
 
     return (r if isinstance(r, Dropped) else one(place, r) for place, r in enumerate(records, start))
+
+
+def relabel(records: Iterable[Record], at: str = "system") -> Iterator[Record]:
+    """Pairs -> two pairs with a goal each: asked for a score, the completion of that score is the better one.
+
+    Reward-augmented relabelling, arXiv 2410.08067: the first asks for the score of the chosen completion, the second for
+    that of the rejected one, which is then chosen: under R(x, y, g) = -(g - r(y))² both are right. Scores are the fields
+    score_chosen and score_rejected; GOAL says the goal, as a system message (behind the record's own), with at="user" at
+    the head of the user's first message, and at the head of a prompt that is a string. Left out: no_scores, equal_scores
+    (the two would contradict each other), scores_contradict (the chosen one has the lower score), no_user_message.
+    """
+    if at not in GOALS:
+        raise ValueError(f"at is {at!r}; expected one of {', '.join(GOALS)}")
+
+    def both(example: Example) -> Iterator[Record]:
+        _expect(example, "to relabel", "pairs")
+        if "ref_logps" in example.columns:
+            raise ValueError(f"{example.where}: ref_logps are of the prompt without a goal; leave the field out")
+        scores = [_score(example.other.get(f"score_{side}")) for side in ("chosen", "rejected")]
+        if (reason := _unscored(scores)) is not None:
+            message = (
+                f"score_chosen and score_rejected are {scores[0]} and {scores[1]}; expected the first above the second"
+            )
+            yield Dropped(example.where, reason, message)
+            return
+        told = {name: example.columns[name][0] for name in OF_PAIRS if name in example.columns}
+        columns = {name: values for name, values in example.columns.items() if name not in OF_PAIRS}
+        plain = example._replace(columns=columns, other=_noted(example.other, **told))
+        for pair, score in ((plain, scores[0]), (swap(plain), scores[1])):
+            asked = GOALS[at](pair.prompt, GOAL.format(score))
+            if asked is None:
+                yield Dropped(example.where, "no_user_message", "the prompt has no user's message to hold the goal")
+                return
+            yield pair._replace(prompt=asked, other=_noted(pair.other, goal=score))
+
+    return _each(records, both)
+
+
+GOAL = "Give an answer that scores {:g}; a better answer has a higher score."
+"""How a goal is asked for; at inference ask for the highest score of the data."""
+
+
+def _as_system(prompt: Text, goal: str) -> Text | None:
+    if isinstance(prompt, str):
+        return f"{goal}\n\n{prompt}"
+    first = prompt[0] if prompt else {}
+    if first.get("role") != "system":
+        return [{"role": "system", "content": goal}, *prompt]
+    return [{**first, "content": f"{first.get('content') or ''}\n\n{goal}"}, *prompt[1:]]
+
+
+def _as_user(prompt: Text, goal: str) -> Text | None:
+    if isinstance(prompt, str):
+        return f"{goal}\n\n{prompt}"
+    at = next((n for n, message in enumerate(prompt) if message.get("role") == "user"), None)
+    if at is None:
+        return None
+    asked = {**prompt[at], "content": f"{goal}\n\n{prompt[at].get('content') or ''}"}
+    return [*prompt[:at], asked, *prompt[at + 1 :]]
+
+
+GOALS: Mapping[str, Callable[[Text, str], Text | None]] = {"system": _as_system, "user": _as_user}
+"""Where a goal stands in a prompt of messages; templates without a system role need "user"."""
+
+
+def _score(value: Any) -> float | None:
+    """A finite number, or None."""
+    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return float(value) if number else None
+
+
+def _unscored(scores: Sequence[float | None]) -> str | None:
+    """Why two scores, of chosen and rejected, make no goals; None where they do."""
+    chosen, rejected = scores
+    if chosen is None or rejected is None:
+        return "no_scores"
+    return "equal_scores" if chosen == rejected else "scores_contradict" if chosen < rejected else None
 
 
 def sample(records: Iterable[Record], share: float, *, seed: int, start: int = 0) -> Iterator[Record]:
