@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -388,3 +389,14 @@ def test_a_broken_layout_does_not_verify(start: str, broken, monkeypatch: pytest
     with pytest.raises(ValueError, match=r"layout packed: .* that is more than rounding; use --layout plain"):
         verify_layout(found.models, tokens)
     assert found.policy.layout == "packed"
+
+
+def test_under_the_uniform_reference_every_token_has_the_same_probability(start: str) -> None:
+    """log π/π_ref = log π + log V a token; it has nothing to train, and it is known by its size."""
+    found = load(start, "uniform")
+    policy, reference = both(found)
+    expected = torch.where(TOKENS.action, -math.log(found.policy.vocabulary), 0.0)
+    torch.testing.assert_close(reference, expected.to(reference), rtol=0, atol=1e-6)
+    assert not list(found.models["ref"].parameters())
+    assert fingerprint(found.models["ref"]) == f"uniform over {found.policy.vocabulary}"  # pyright: ignore
+    assert policy.std() > 0

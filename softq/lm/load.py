@@ -22,7 +22,7 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from softq.lm.model import AdapterOff, CausalLM
+from softq.lm.model import AdapterOff, CausalLM, Uniform
 from softq.lm.probe import choose_layout, plain_is_right
 from softq.lm.score import Models
 from softq.lm.tokenizer import adapted, load_tokenizer
@@ -67,8 +67,8 @@ def load(
     """A policy to train and its reference, ready to be scored; dropout is off.
 
     model: a directory, a hub name, or a transformers causal LM. An adapter directory continues that adapter.
-    reference: "start" is the policy as it is now (the weights under a fresh adapter, else a frozen copy); None is none;
-    anything else names another model. layout: "auto", or a name of `lm.layouts.LAYOUTS`. dtype "nf4": 4-bit weights under
+    reference: "start" is the policy as it is now (the weights under a fresh adapter, else a frozen copy); "uniform" gives
+    every token the same probability; None is none; anything else names another model. layout: "auto", or a name of `lm.layouts.LAYOUTS`. dtype "nf4": 4-bit weights under
     an adapter (QLoRA, arXiv 2305.14314), by bitsandbytes. copied: the reference is a frozen copy even under a fresh
     adapter, for one that will move or be sharded.
     """
@@ -90,6 +90,8 @@ def load(
         models["ref"] = AdapterOff(policy)
     elif reference == "start":
         models["ref"] = copy.deepcopy(policy).requires_grad_(False)
+    elif reference == "uniform":
+        models["ref"] = Uniform(policy.vocabulary, next(policy.parameters()))
     elif reference is not None:
         other, more = _ready(_model(reference, dtype, trust_remote_code), layout, device)
         notes += [f"reference: {note}" for note in more]

@@ -125,6 +125,25 @@ class AdapterOff(nn.Module):
             return self.policy.logits(states)
 
 
+class Uniform(nn.Module):
+    """Every token as likely as any other: a frozen reference under which log π/π_ref is log π + log V a token."""
+
+    zero: Tensor
+
+    def __init__(self, vocabulary: int, like: Tensor) -> None:
+        super().__init__()
+        self.vocabulary = vocabulary
+        self.register_buffer("zero", like.new_zeros(1, dtype=torch.promote_types(like.dtype, torch.float32)), False)
+
+    def states(self, tree: Tree) -> Tensor:
+        """[N] nodes -> [N, 1]."""
+        return self.zero.expand(len(tree.token), 1)
+
+    def logits(self, states: Tensor) -> Tensor:
+        """[n, 1] -> [n, V], all 0."""
+        return states.expand(-1, self.vocabulary)
+
+
 @contextmanager
 def _switched_off(policy: CausalLM) -> Iterator[None]:
     if torch.is_grad_enabled():

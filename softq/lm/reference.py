@@ -6,7 +6,7 @@ import json
 import torch
 from peft import PeftModel
 
-from softq.lm.model import CausalLM
+from softq.lm.model import CausalLM, Uniform
 from softq.lm.score import Models
 
 IDLE = {"_name_or_path", "transformers_version", "architectures", "use_cache"}
@@ -14,8 +14,10 @@ IDLE |= {"base_model_name_or_path", "peft_version", "inference_mode", "revision"
 """Entries of a configuration that change no log-probability."""
 
 
-def fingerprint(model: CausalLM, *, adapter: bool = True) -> str:
+def fingerprint(model: CausalLM | Uniform, *, adapter: bool = True) -> str:
     """A hash of what decides a log-probability: weights, dtypes, configuration; adapter=False leaves LoRA's part out."""
+    if isinstance(model, Uniform):
+        return f"uniform over {model.vocabulary}"
     settings = [{key: value for key, value in model.config.to_dict().items() if key not in IDLE}]
     if adapter and isinstance(model.model, PeftModel):
         adapters = [config.to_dict() for config in model.model.peft_config.values()]

@@ -36,7 +36,9 @@ class Settings(BaseModel):
         min_length=1, description="files, hub data sets, or FILE,name=N,weight=W,split=S,entry=E with any of these"
     )
     output: str = Field(description="the directory to write; refused if it holds anything")
-    reference: str | None = Field(None, description="another model as the reference; default: the model as it starts")
+    reference: str | None = Field(
+        None, description="another model as the reference, or uniform; default: the model as it starts"
+    )
     reference_mixup: float = Field(
         0.0,
         ge=0,

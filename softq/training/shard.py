@@ -6,7 +6,7 @@ from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
 
-from softq.lm.model import CausalLM
+from softq.lm.model import CausalLM, Uniform
 from softq.lm.score import Models
 from softq.training import ranks
 
@@ -19,13 +19,15 @@ def shard(models: Models, device: str) -> None:
     """
     mesh = DeviceMesh(device.split(":")[0], list(range(ranks.count())))
     for model in models.values():
-        assert isinstance(model, CausalLM)
         for block in _blocks(model):
             fully_shard(block, mesh=mesh)
     fully_shard(models, mesh=mesh, reshard_after_forward=False)
 
 
-def _blocks(model: CausalLM) -> Iterator[nn.Module]:
+def _blocks(model: nn.Module) -> Iterator[nn.Module]:
+    if isinstance(model, Uniform):
+        return  # it has no weights
+    assert isinstance(model, CausalLM)
     kinds = set(model.transformer._no_split_modules or ())
     found = [module for module in model.modules() if type(module).__name__ in kinds]
     if not found:
