@@ -67,10 +67,10 @@ def load(
     """A policy to train and its reference, ready to be scored; dropout is off.
 
     model: a directory, a hub name, or a transformers causal LM. An adapter directory continues that adapter.
-    reference: "start" is the policy as it is now (the weights under a fresh adapter, else a frozen copy); "uniform" gives
-    every token the same probability; None is none; anything else names another model. layout: "auto", or a name of `lm.layouts.LAYOUTS`. dtype "nf4": 4-bit weights under
-    an adapter (QLoRA, arXiv 2305.14314), by bitsandbytes. copied: the reference is a frozen copy even under a fresh
-    adapter, for one that will move or be sharded.
+    reference: "start" is the policy as it is now (the weights under a fresh adapter, else a frozen copy); "uniform"
+    gives every token the same probability; None is none; anything else names another model. layout: "auto", or a name
+    of `lm.layouts.LAYOUTS`. dtype "nf4": 4-bit weights under an adapter (QLoRA, arXiv 2305.14314), by bitsandbytes.
+    copied: the reference is a frozen copy even under a fresh adapter, for one that will move or be sharded.
     """
     started = _model(model, dtype, trust_remote_code) if isinstance(model, str) else model
     told: tuple[str, ...] = ()
