@@ -24,6 +24,7 @@ from softq.lm.layouts import depths
 from softq.training.source import batch_of
 
 SHAPES: Mapping[str, Mapping[str, int]] = {  # hidden, intermediate, layers, heads, key-value heads
+    "4.5M": {"H": 256, "I": 768, "layers": 3, "heads": 4, "kv": 2},
     "12.6M": {"H": 384, "I": 1024, "layers": 6, "heads": 6, "kv": 2},
     "Qwen2.5-0.5B": {"H": 896, "I": 4864, "layers": 24, "heads": 14, "kv": 2},
     "Qwen2.5-1.5B": {"H": 1536, "I": 8960, "layers": 28, "heads": 12, "kv": 2},
