@@ -244,9 +244,7 @@ class Bench:
         holder = started(words, self.log, stop)
         os.waitpid(holder, os.WUNTRACED)
         for more in ([], ["--resume"], ["--overwrite"]):
-            command = [sys.executable, "-m", "softq", *words, *more]
-            second = subprocess.run(command, capture_output=True, text=True) if more == ["--resume"] else None
-            code, said = (second.returncode, second.stderr) if second else called([*words, *more], self.work / "second")
+            code, said = called([*words, *more], self.work / "second")
             self.seen["in use", f"exit {code}"] += 1
             self.lines[_without_numbers(said.replace(str(output), "OUTPUT"))] += 1
             if code != 2 or not _one_line(said) or (more and f"process {holder} " not in said):

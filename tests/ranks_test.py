@@ -1,5 +1,7 @@
 """One process, two, three, sharded or not: the same run. Its metrics line for line, its weights, its checkpoints."""
 
+import contextlib
+import io
 import itertools
 import json
 import os
@@ -19,6 +21,7 @@ from together import free_port, together
 from torch.distributed.tensor import DTensor
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
+from softq.cli.main import main
 from softq.lm.load import load
 from softq.objectives import METHODS
 from softq.training import checkpoint, ranks
@@ -330,28 +333,23 @@ def test_a_process_that_ends_ends_the_run_and_alone_it_goes_on(
 
 
 def test_both_launchers_and_a_loss_that_is_not_finite_on_one_rank(files: dict[str, Any], tmp_path: Path) -> None:
+    """torchrun runs real processes; what `accelerate launch` gives a process is its environment, and forks get that."""
     more = {"leaves": 3, "save_every": 2, "max_steps": 5}
     values = values_of(files, tmp_path / "run", **more)
     words = [f"--{key.replace('_', '-')}={value}" for key, value in values.items() if key not in ("data", "lora_r")]
-    softq = ["-m", "softq", "train", "mine_ranked:running", *words, "--data", values["data"][0]]
+    words = ["train", "mine_ranked:running", *words, "--data", values["data"][0]]
     torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    ended = _launched([*torchrun, *softq], LEAVES="nan")
+    ended = _launched([*torchrun, "-m", "softq", *words], LEAVES="nan")
     assert ended.returncode == 1
     assert "softq: rank 1: step 3: the loss of " in ended.stderr, ended.stderr
     assert "is not finite" in ended.stderr
     assert "[rank" not in ended.stderr  # no traceback of either
-    accelerate = [
-        "accelerate.commands.launch",
-        "--multi_gpu",
-        "--num_processes=2",
-        "--num_machines=1",
-    ]  # no GPU is needed
-    accelerate += ["--mixed_precision=no", "--dynamo_backend=no", f"--main_process_port={free_port()}"]
-    ended = _launched([*accelerate, *softq, "--resume"])
-    assert ended.returncode == 0, ended.stderr
+
+    said = together(2, lambda: _called([*words, "--resume"]), seconds=60, given=_given_by_accelerate(tmp_path))
+    assert [code for code, _ in said] == [0, 0]
     manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
     assert (manifest["finished"], manifest["ranks"], manifest["resumed"][0]["step"]) == (True, 2, 2)
-    assert ended.stdout.count("step 5/5") == 1  # one process speaks
+    assert "".join(out for _, out in said).count("step 5/5") == 1  # one process speaks
     trained(files, "mine_ranked:running", tmp_path / "one", **more)
     same_tensors(tmp_path / "one" / "model.safetensors", tmp_path / "run" / "model.safetensors", rtol=0, atol=1e-4)
 
@@ -360,6 +358,27 @@ def _launched(words: list[str], **environment: str) -> subprocess.CompletedProce
     command = [sys.executable, "-m", *words]
     env = {**os.environ, "TOKENIZERS_PARALLELISM": "false", **environment}
     return subprocess.run(command, env=env, capture_output=True, text=True, timeout=150, check=False)
+
+
+def _given_by_accelerate(work: Path) -> list[dict[str, str]]:
+    """The environment that each of two processes of `accelerate launch` finds itself in, but for the launcher's own store."""
+    script = "import json, os, pathlib; pathlib.Path(os.environ['RANK']).write_text(json.dumps(dict(os.environ)))"
+    (work / "tell.py").write_text(script)
+    launch = ["--multi_gpu", "--num_processes=2", "--num_machines=1"]  # no GPU is needed
+    launch += ["--mixed_precision=no", "--dynamo_backend=no", f"--main_process_port={free_port()}"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(work)
+        ended = _launched(["accelerate.commands.launch", *launch, "tell.py"])
+    assert ended.returncode == 0, ended.stderr
+    told = [json.loads((work / str(rank)).read_text()) for rank in range(2)]
+    return [{key: value for key, value in each.items() if key != "TORCHELASTIC_USE_AGENT_STORE"} for each in told]
+
+
+def _called(words: list[str]) -> tuple[int, str]:
+    """Exit code and stdout of `softq WORDS` in this process."""
+    with contextlib.redirect_stdout(io.StringIO()) as out, pytest.raises(SystemExit) as end:
+        main(words)
+    return int(end.value.code or 0), out.getvalue()
 
 
 @pytest.mark.parametrize(("what", "name"), ranks.WRAPPERS.items())

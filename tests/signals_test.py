@@ -3,10 +3,10 @@
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,9 @@ from calls import called
 from softq.cli.main import main
 from softq.cli.signals import asked
 from softq.training import checkpoint
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "bench"))
+from kill_resume import ended, started
 
 INT, TERM = signal.SIGINT, signal.SIGTERM
 
@@ -101,18 +104,14 @@ def whole(model_directory: Path, pairs_file: Path, tmp_path_factory: pytest.Temp
     return output
 
 
-def sent(words: list[str], number: int, when: Callable[[], bool]) -> tuple[int, str, str]:
-    """Exit code, stdout and stderr of a process that gets a signal."""
-    command = [sys.executable, "-m", "softq", *words]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
-        while process.poll() is None and not when():
-            time.sleep(0.002)
-        process.send_signal(number)
-        out, err = process.communicate(timeout=60)
-    return process.returncode, out, err
+def sent(words: list[str], log: Path, number: int, when: Callable[[], bool]) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of a process that gets a signal: a fork of this one, with Ctrl-C as in a fresh one."""
+    process = started(words, log, partial(signal.signal, INT, signal.default_int_handler))
+    late = time.monotonic() + 60
+    while time.monotonic() < late and not when():
+        time.sleep(0.002)
+    os.kill(process, number)
+    return ended(process), log.read_text(), Path(f"{log}.err").read_text()
 
 
 @pytest.mark.parametrize(("number", "code"), [(TERM, 143), (INT, 130)], ids=["SIGTERM", "SIGINT"])
@@ -127,8 +126,10 @@ def test_a_run_that_is_stopped_says_so_and_goes_on(
 ) -> None:
     output = tmp_path / "run"
     words, metrics = words_of(model_directory, pairs_file, output), output / "metrics.jsonl"
-    ended, out, err = sent(words, number, lambda: metrics.exists() and metrics.read_text().count("\n") >= 3)
-    assert (ended, err) == (code, "")
+    ended_with, out, err = sent(
+        words, tmp_path / "log", number, lambda: metrics.exists() and metrics.read_text().count("\n") >= 3
+    )
+    assert (ended_with, err) == (code, "")
     (step,) = checkpoint.steps(output)
     assert 3 <= step < 60
     assert checkpoint.damaged(checkpoint.at(output, step)) is None

@@ -20,25 +20,29 @@ import torch.distributed as dist
 from accelerate.state import AcceleratorState, PartialState
 
 
-def together(processes: int, work: Callable[[], Any], *, seconds: float = 120.0) -> list[Any]:
+def together(
+    processes: int, work: Callable[[], Any], *, seconds: float = 120.0, given: list[dict[str, str]] | None = None
+) -> list[Any]:
     """What `work()` returns in each process, by rank; None of one that ended without a word.
 
-    AssertionError shows what the processes said, where one failed. Then, or after so many seconds, the others are killed.
+    given: the environment of each rank as a launcher gave it, in place of what launchers tell in common. AssertionError
+    shows what the processes said, where one failed. Then, or after so many seconds, the others are killed.
     """
     scratch = Path(tempfile.mkdtemp())
     port = free_port()
+    told = given or [launched(processes, rank, port) for rank in range(processes)]
     children: dict[int, int] = {}
     try:
         for rank in range(processes):
             child = os.fork()
             if child == 0:
-                _member(rank, processes, port, scratch, work)
+                _member(rank, told[rank], scratch, work)
             children[child] = rank
         failed = _ended(dict(children), seconds)
         said = "".join(f"\nrank {n} said:\n{(scratch / f'{n}.err').read_text()}" for n in range(processes))
         assert failed is None, failed + said
-        told = [scratch / f"{rank}.json" for rank in range(processes)]
-        return [json.loads(file.read_text()) if file.exists() else None for file in told]
+        files = [scratch / f"{rank}.json" for rank in range(processes)]
+        return [json.loads(file.read_text()) if file.exists() else None for file in files]
     finally:
         shutil.rmtree(scratch)
 
@@ -49,13 +53,13 @@ def launched(processes: int, rank: int, port: int) -> dict[str, str]:
     return {**{key: str(value) for key, value in here.items()}, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
 
 
-def _member(rank: int, processes: int, port: int, scratch: Path, work: Callable[[], Any]) -> None:
+def _member(rank: int, told: dict[str, str], scratch: Path, work: Callable[[], Any]) -> None:
     code = 1
     try:
         said = os.open(scratch / f"{rank}.err", os.O_WRONLY | os.O_CREAT)
         os.dup2(said, 1)
         os.dup2(said, 2)
-        os.environ |= launched(processes, rank, port)
+        os.environ |= told
         PartialState._reset_state()
         AcceleratorState._reset_state(True)
         (scratch / f"{rank}.json").write_text(json.dumps(work()))
