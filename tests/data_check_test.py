@@ -6,6 +6,7 @@ from itertools import combinations
 
 import numpy as np
 import pytest
+from depth import tries
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -553,7 +554,7 @@ def data(draw):
     ]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=tries(60), deadline=None)
 @given(data())
 def test_any_text_is_checked_and_always_alike(kind_and_rows):
     kind, rows = kind_and_rows

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from chats import alone, assistant, byte_level, encoder, metaspace, pair, shown, user, wrapped
+from depth import tries
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
@@ -429,21 +430,21 @@ def check_laws(tokenizer, encode: Encoder, example: Example, whole: list[str]) -
     assert account.scored + account.context == sum(len(c.ids) for c in result.completions)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=tries(150), deadline=None)
 @given(WORDS.filter(bool), WORDS, WORDS)
 def test_text_survives_byte_level(prompt, chosen, rejected):
     tokenizer = byte_level()
     check_laws(tokenizer, encoder(tokenizer), pair(prompt, chosen, rejected), [prompt + chosen, prompt + rejected])
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=tries(150), deadline=None)
 @given(WORDS.filter(bool), WORDS, WORDS, st.sampled_from(["always", "first"]))
 def test_text_survives_metaspace(prompt, chosen, rejected, scheme):
     tokenizer = metaspace(scheme)
     check_laws(tokenizer, encoder(tokenizer), pair(prompt, chosen, rejected), [prompt + chosen, prompt + rejected])
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=tries(100), deadline=None)
 @given(WORDS, WORDS, WORDS)
 def test_text_survives_chatml(prompt, chosen, rejected):
     tokenizer = byte_level()
@@ -452,7 +453,7 @@ def test_text_survives_chatml(prompt, chosen, rejected):
     check_laws(tokenizer, encoder(tokenizer, CHATML), example, [head + chosen, head + rejected])
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=tries(150), deadline=None)
 @given(WORDS.filter(bool), WORDS, WORDS, st.integers(1, 12), st.booleans())
 def test_a_cut_record_is_the_beginning_of_the_whole_one(prompt, chosen, rejected, limit, chat):
     tokenizer = byte_level()
@@ -479,7 +480,7 @@ def test_a_cut_record_is_the_beginning_of_the_whole_one(prompt, chosen, rejected
     assert account.cut == sum(len(c.ids) for c in whole.completions) - sum(len(c.ids) for c in result.completions)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=tries(60), deadline=None)
 @given(st.lists(st.tuples(WORDS, WORDS, WORDS, st.booleans()), max_size=8), st.integers(1, 8))
 def test_records_do_not_depend_on_what_is_encoded_with_them(texts, size):
     examples = [

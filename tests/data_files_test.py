@@ -14,6 +14,7 @@ from contextlib import suppress
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from depth import tries
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -203,7 +204,7 @@ TYPED = st.fixed_dictionaries({
 
 
 class TestLaws:
-    @settings(max_examples=60, deadline=None)
+    @settings(max_examples=tries(60), deadline=None)
     @given(st.lists(RECORD, min_size=1, max_size=5), st.booleans(), st.sampled_from([None, 1]), st.integers(1, 40))
     def test_json_comes_back_from_both_layouts_however_it_is_cut(self, tmp_path_factory, values, ascii, indent, chunk):
         folder = tmp_path_factory.mktemp("rows")
@@ -214,13 +215,13 @@ class TestLaws:
             content = json.dumps(values, ensure_ascii=ascii, indent=indent)
             assert [value for _, value in rows(folder, "a.json", content)] == values
 
-    @settings(max_examples=40, deadline=None)
+    @settings(max_examples=tries(40), deadline=None)
     @given(st.lists(TYPED, min_size=1, max_size=5))
     def test_parquet_comes_back(self, tmp_path_factory, values):
         read = rows(tmp_path_factory.mktemp("rows"), "a.parquet", parquet(values))
         assert [value for _, value in read] == values
 
-    @settings(max_examples=200, deadline=None)
+    @settings(max_examples=tries(200), deadline=None)
     @given(st.sampled_from(["a.json", "a.jsonl", "a.csv"]), st.data())
     def test_damage_is_refused_or_dropped(self, tmp_path_factory, name, data):
         content = bytearray(WRITERS[name.removeprefix("a")](ROWS))

@@ -4,6 +4,7 @@ import json
 
 import pytest
 from chats import assistant, user
+from depth import tries
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -177,7 +178,7 @@ def test_texts_without_an_implicit_prompt(chosen, rejected, fault):
 LETTERS = st.text("ab \n.天空は", max_size=6)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=tries(300), deadline=None)
 @given(LETTERS, LETTERS, LETTERS)
 def test_an_implicit_cut_loses_nothing_and_never_stands_in_a_word(shared, one, other):
     texts = (shared + one, shared + other)

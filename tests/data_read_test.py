@@ -8,6 +8,7 @@ from functools import cache
 
 import pytest
 from chats import assistant, byte_level, user
+from depth import tries
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -474,7 +475,7 @@ def row(prompt: str, chosen: str, rejected: str, chat: bool) -> dict:
     return {"prompt": [user(prompt)], "chosen": [assistant(chosen)], "rejected": assistant(rejected)}
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=tries(50), deadline=None)
 @given(
     st.lists(st.one_of(st.tuples(TEXT, TEXT, TEXT), BAD), max_size=8),
     st.integers(10, 20),

@@ -7,6 +7,7 @@ import os
 import numpy as np
 import pytest
 from chats import byte_level
+from depth import tries
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -63,7 +64,7 @@ def data_sets(draw):
     return draw(st.lists(record, min_size=1, max_size=6))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=tries(40), deadline=None)
 @given(data_sets())
 def test_what_is_written_comes_back(tmp_path_factory, records):
     directory = tmp_path_factory.mktemp("store") / "data"

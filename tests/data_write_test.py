@@ -9,6 +9,7 @@ import re
 
 import pyarrow as pa
 import pytest
+from depth import tries
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
@@ -210,7 +211,7 @@ def test_other_programs_read_any_text(tmp_path, form):
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=tries(60), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(rows=st.lists(st.tuples(TEXT, TEXT), min_size=1, max_size=4), form=st.sampled_from(FORMS))
 def test_any_text_comes_through(tmp_path, rows, form):
     path = tmp_path / f"a{form}"

@@ -9,6 +9,7 @@ from itertools import groupby
 
 import pytest
 from chats import assistant, pair, user
+from depth import tries
 from families import CHATS, KINDS, SPECIAL, THOUGHTS, Family, Piece, family
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -112,9 +113,9 @@ def plain(template: str):
     return pairs.filter(lambda record: not any(marked(record.prompt + said) for said in record.completions))
 
 
-def common(examples: int):
+def common(most: int):
     checks = [HealthCheck.filter_too_much, HealthCheck.too_slow]
-    return settings(max_examples=examples, deadline=None, derandomize=True, suppress_health_check=checks)
+    return settings(max_examples=tries(most), deadline=None, derandomize=True, suppress_health_check=checks)
 
 
 def encoder(of: Family, ends: bool = True, limit: int = 100_000) -> Encoder:

@@ -1,6 +1,7 @@
 """Rows to forests: values by hand, and what must hold of any rows."""
 
 import torch
+from depth import tries
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -88,7 +89,7 @@ def any_tokens(draw: st.DrawFn) -> Tokens:
     return Tokens(torch.tensor(ids), torch.tensor(action), torch.ones(B, dtype=torch.bool), torch.tensor(prompt))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=tries(200), deadline=None)
 @given(any_tokens())
 def test_parents_spell_the_row(tokens: Tokens) -> None:
     """From the node of state t back to the root stand ids[:t+1]; every state up to the last action has a node, no other."""
@@ -102,7 +103,7 @@ def test_parents_spell_the_row(tokens: Tokens) -> None:
         assert path[::-1] == (tokens.ids[b, : t + 1].tolist() if node[b, t] >= 0 else [])
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=tries(200), deadline=None)
 @given(any_tokens())
 def test_no_state_of_a_record_stands_twice(tokens: Tokens) -> None:
     tree, node = grow(tokens)
