@@ -46,10 +46,11 @@ def test_examples_are_the_first_to_different_questions() -> None:
 
 
 def test_the_whole_tour_on_a_small_scale(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {"DEMONSTRATIONS": 600, "PAIRS": 200, "STEPS": 40, "INJECTED": 30, "SAMPLES": 2}.items():
-        monkeypatch.setattr(study, name, value)
     out = tmp_path / "demo"
-    for _ in range(2):  # a rerun replaces its own files
+    for pairs in (20, 60):  # a rerun replaces its own files
+        small = {"DEMONSTRATIONS": 200, "PAIRS": pairs, "STEPS": pairs // 10, "INJECTED": 10, "SAMPLES": 1}
+        for name, value in small.items():
+            monkeypatch.setattr(study, name, value)
         *_, result = demo(out, 3)
     assert isinstance(result, Result)
     found = json.loads((out / "demo.json").read_text())
@@ -58,7 +59,7 @@ def test_the_whole_tour_on_a_small_scale(tmp_path: Path, monkeypatch: pytest.Mon
     assert found["finished"]
     assert all(0 <= found[key] <= 1 for key in found if key.endswith(("top1", "auc")) or "accuracy" in key)
     assert (out / "answers.svg").read_text().startswith("<svg")
-    assert len((out / "pairs.jsonl").read_text().splitlines()) == 200
+    assert len((out / "pairs.jsonl").read_text().splitlines()) == 60
     for name in ("sft", "dpo"):
         assert AutoModelForCausalLM.from_pretrained(out / name).config.hidden_size == 64
 
