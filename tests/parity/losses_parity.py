@@ -1,0 +1,39 @@
+"""TRL's loss and gradient are ours, or differ by what the case says, as a formula: random logits, masks, uneven lengths."""
+
+import pytest
+import torch
+from cases import CASES, NOT_HERE, REFUSED, Case, Refused
+from measure import AGREES, Measured, apart, measured
+from steps import pairs
+from trainers import Trainers
+
+from softq import METHODS
+
+REALLY = 1e-3
+"""A difference that is documented must be seen: by how much at least."""
+
+
+@pytest.fixture(scope="module")
+def trainers(tmp_path_factory: pytest.TempPathFactory) -> Trainers:
+    return Trainers(str(tmp_path_factory.mktemp("trl")))
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.asked} / {case.named}")
+def test_the_loss_is_ours_or_what_is_said_of_it(case: Case, trainers: Trainers) -> None:
+    found: list[Measured] = [measured(case, trainers, seed) for seed in (1, 2, 3)]
+    if case.theirs is None:
+        assert max(each.ours for each in found) <= AGREES
+    else:
+        assert max(each.formula for each in found) <= AGREES
+        assert max(each.ours for each in found) >= REALLY
+
+
+@pytest.mark.parametrize("refused", REFUSED, ids=lambda refused: refused.about)
+def test_what_trl_can_not_do(refused: Refused, trainers: Trainers) -> None:
+    step = pairs(1)
+    if refused.raises == "nan":
+        assert not trainers.loss("DPOTrainer", refused.settings, step).isfinite()
+        return
+    with pytest.raises((ValueError, KeyError, NotImplementedError, RuntimeError), match=refused.says) as error:
+        trainers.loss("DPOTrainer", refused.settings, step).backward()
+    assert error.typename == refused.raises
