@@ -1,9 +1,10 @@
 # make demo: see it work. make test: lint, types, tests. Both set up .venv first, once.
+# make parity: do our losses agree with TRL's? It installs TRL beside the rest.
 # make mutants: does a test fail for each small wrong change of what changed? ARGS=--all: of every method and all theory.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test mutants setup format
+.PHONY: demo test parity mutants setup format
 
 demo: setup
 	$(BIN)/softq demo
@@ -13,6 +14,10 @@ test: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/pytest -n 2
+
+parity: setup
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,bench]'
+	$(BIN)/pytest -o python_files='*_parity.py' tests/parity
 
 mutants: setup
 	$(BIN)/python bench/mutants.py $(ARGS)

@@ -7,12 +7,12 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import steps
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-
-import steps
 from trainers import Step
+from ways import asked
 
 Ours = Callable[[Step], Tensor]
 
@@ -49,10 +49,11 @@ class Refused(NamedTuple):
     about: str
 
 
-def _dpo(loss: str, ours: str, parameters: Mapping[str, Any] | None = None, /, **more: Any) -> Case:
-    """A loss of DPOTrainer; the settings that both have by one name are given once."""
-    shared = {"beta": 0.3, **(parameters or {})}
-    return Case("DPOTrainer", {"loss_type": loss, **shared, **more}, ours, shared)
+def _equal(ours: str, draw: Callable[[int], Step] = steps.pairs, /, **parameters: Any) -> Case:
+    """A method that TRL has: its way there is the one of `ways.py`."""
+    found = asked(ours, parameters)
+    assert found, ours
+    return Case(*found, ours, parameters, draw=draw)
 
 
 def _halves(step: Step, ours: Ours) -> Tensor:
@@ -77,7 +78,7 @@ def _prompt_too(step: Step, ours: Ours) -> Tensor:
     return ours(step) + steps.token_mean(logp, completion) - steps.token_mean(logp, seen)
 
 
-def _sum_of_tokens(alpha: float, step: Step, ours: Ours) -> Tensor:
+def _over_tokens(alpha: float, step: Step, ours: Ours) -> Tensor:
     """RPO's anchor as a mean over the step's tokens, not over its completions' means."""
     rows = step.batch.pairs.chosen
     logp, mask = step.policy["log_probs"][rows], step.batch.tokens.action[rows]
@@ -87,104 +88,92 @@ def _sum_of_tokens(alpha: float, step: Step, ours: Ours) -> Tensor:
 
 ONE = functools.partial(steps.pairs, prompt=1)
 SINGLE = functools.partial(steps.pairs, dtype=torch.float32)
-SMOOTH = {"label_smoothing": 0.1}
 PIECES = "of each micro-batch, ours of the step: TRL's is the mean of ours over its micro-batches"
-FREE = {"beta": 0.3}
+SLIC = {"weights": [0.25, 0.6], "slic": {"delta": 4.0, "alpha": 0.0}, "sft": {}}
+"""Of a hinge at β = 1/4: max(0, 1 - βm) = β max(0, 1/β - m)."""
 
-DPO: tuple[Case, ...] = (
-    _dpo("sigmoid", "dpo"),
-    _dpo("hinge", "hinge"),
-    _dpo("ipo", "ipo"),
-    _dpo("exo_pair", "exo", {"label_smoothing": 0.001}),
-    _dpo("nca_pair", "nca"),
-    _dpo("robust", "robust", SMOOTH),
-    _dpo("bco_pair", "bco_pair"),
-    _dpo("sppo_hard", "sppo_hard"),
-    _dpo("aot", "aot", SMOOTH),
-    _dpo("aot_unpaired", "aot_unpaired", SMOOTH),
-    _dpo("apo_zero", "apo_zero"),
-    _dpo("apo_down", "apo_down"),
-    Case("DPOTrainer", {"loss_type": "discopop", "beta": 0.1, "discopop_tau": 0.2}, "discopop", {"beta": 0.1, "tau": 0.2}),
-    Case("DPOTrainer", {"loss_type": "sft"}, "sft", {}),
-    _dpo("sigmoid_norm", "dpo_norm"),
+EQUAL: tuple[Case, ...] = (
+    _equal("dpo", beta=0.3),
+    _equal("hinge", beta=0.3),
+    _equal("ipo", beta=0.3),
+    _equal("exo", beta=0.3, label_smoothing=0.001),
+    _equal("nca", beta=0.3),
+    _equal("robust", beta=0.3, label_smoothing=0.1),
+    _equal("bco_pair", beta=0.3),
+    _equal("sppo_hard", beta=0.3),
+    _equal("aot", beta=0.3, label_smoothing=0.1),
+    _equal("aot_unpaired", beta=0.3, label_smoothing=0.1),
+    _equal("apo_zero", beta=0.3),
+    _equal("apo_down", beta=0.3),
+    _equal("discopop", beta=0.1, tau=0.2),
+    _equal("sft"),
+    _equal("dpo_norm", beta=0.3),
+    _equal("forward_kl_dpo", beta=0.3),
+    _equal("js_dpo", beta=0.3),
+    _equal("alpha_dpo", SINGLE, beta=0.3, alpha=0.4),
+    _equal("ld_dpo", beta=0.3, alpha=0.4),
+    _equal("dpo+bco_pair+sft", weights=[0.8, 0.2, 1.0], dpo={"beta": 0.3}, bco_pair={"beta": 0.3}, sft={}),
+    _equal("kto", steps.labelled, beta=0.3, desirable_weight=1.2, undesirable_weight=0.9),
+    _equal("apo_unpaired", steps.labelled, beta=0.3),
+    _equal("cpo", beta=0.3, alpha=0.6),
+    _equal("simpo", beta=2.0, gamma=0.8),
+    _equal("orpo", ONE, beta=0.3),
+)
+"""What is the same, once for each method that TRL has."""
+
+ALSO: tuple[Case, ...] = (
+    Case("CPOTrainer", {"loss_type": "sigmoid", "beta": 0.3, "cpo_alpha": 0.0}, "gamma_dpo", {"beta": 0.3, "gamma": 0.0}),
+    Case("CPOTrainer", {"loss_type": "hinge", "beta": 0.25, "cpo_alpha": 0.6}, "slic+sft", SLIC),
+    Case("CPOTrainer", {"loss_type": "simpo", "beta": 2.0}, "simpo+sft",
+         {"weights": [1.0, 1.0], "simpo": {"beta": 2.0, "gamma": 0.5}, "sft": {}}),
+    Case("TPOTrainer", {"loss_type": "sigmoid", "beta": 0.3, "tpo_alpha": 0.6}, "cpo", {"beta": 0.3, "alpha": 0.6}),
+    Case("TPOTrainer", {"loss_type": "hinge", "beta": 0.25, "tpo_alpha": 0.6}, "slic+sft", SLIC),
+    Case("TPOTrainer", {"loss_type": "tpo-l", "beta": 2.0, "tpo_l_gamma": 0.8, "tpo_alpha": 0.0}, "simpo",
+         {"beta": 2.0, "gamma": 0.8}),
+    Case("A2POTrainer", {"beta1": 0.5, "beta2": 0.5}, "reward_regression", {"beta": 0.5}, draw=steps.groups),
+)  # fmt: skip
+"""What is the same by another way, or only with these settings."""
+
+DIFFERS: tuple[Case, ...] = (
     Case(
-        "DPOTrainer", {"loss_type": "sigmoid", "beta": 0.3, **SMOOTH}, "dpo", {"beta": 0.3, **SMOOTH},
+        "DPOTrainer", {"loss_type": "sigmoid", "beta": 0.3, "label_smoothing": 0.1}, "dpo",
+        {"beta": 0.3, "label_smoothing": 0.1},
         "label_smoothing is ignored without a word (until 0.28 it was cDPO): this is dpo without it",
         lambda step, ours: F.softplus(-0.3 * torch.sub(*steps.sums(step))).mean(),
     ),
     Case(
         "DPOTrainer", {"loss_type": "ipo", "beta": 0.3}, "ipo", {"beta": 0.3, "length_average": False},
-        "log-ratios per token, as IPO's authors confirmed; the paper's sums can not be had",
+        "log-ratios per token, as IPO's authors confirmed: (L_w/|y_w| - L_l/|y_l| - 1/(2β))²; the paper's sums can not be had",
         lambda step, ours: (_per_token(step) - 1 / 0.6).square().mean(),
     ),
-    Case(
-        "DPOTrainer", {"loss_type": "aot", "beta": 0.3}, "aot", {"beta": 0.3}, f"sorted are the pairs {PIECES}",
-        _halves, halved=True,
-    ),
-    Case(
-        "DPOTrainer", {"loss_type": "sft"}, "sft", {}, f"the mean is over the tokens {PIECES}", _halves, halved=True
-    ),
-    _dpo("sigmoid", "forward_kl_dpo", f_divergence_type="forward_kl"),
-    _dpo("sigmoid", "js_dpo", f_divergence_type="js_divergence"),
-    Case(
-        "DPOTrainer",
-        {"loss_type": "sigmoid", "beta": 0.3, "f_divergence_type": "alpha_divergence", "f_alpha_divergence_coef": 0.5},
-        "alpha_dpo", {"beta": 0.3, "alpha": 0.5}, draw=SINGLE,
-    ),
-    Case("DPOTrainer", {"loss_type": "sigmoid", "beta": 0.3, "ld_alpha": 0.4}, "ld_dpo", {"beta": 0.3, "alpha": 0.4}),
     Case(
         "DPOTrainer", {"loss_type": "sigmoid", "beta": 0.3, "use_weighting": True}, "wpo", {"beta": 0.3},
         "a pair's weight is not clamped at 1: sg[w(y_w) w(y_l)] h(βm); the official code clamps the product",
         functools.partial(_unclamped, 0.3),
     ),
     Case(
-        "DPOTrainer", {"loss_type": ["sigmoid", "bco_pair", "sft"], "loss_weights": [0.8, 0.2, 1.0], "beta": 0.3},
-        "dpo+bco_pair+sft", {"weights": [0.8, 0.2, 1.0], "dpo": FREE, "bco_pair": FREE, "sft": {}},
+        "DPOTrainer", {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 0.7], "beta": 0.3}, "rpo",
+        {"beta": 0.3, "alpha": 0.7}, "the anchor is a mean over the step's tokens, RPO's over completions' own means",
+        functools.partial(_over_tokens, 0.7),
     ),
-    Case(
-        "DPOTrainer", {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 0.7], "beta": 0.3},
-        "rpo", {"beta": 0.3, "alpha": 0.7}, "the anchor is a mean over tokens, RPO's over completions' own means",
-        functools.partial(_sum_of_tokens, 0.7),
-    ),
-)  # fmt: skip
-
-OTHERS: tuple[Case, ...] = (
-    Case(
-        "KTOTrainer", {"loss_type": "kto", "beta": 0.3, "desirable_weight": 1.2, "undesirable_weight": 0.9}, "kto",
-        {"beta": 0.3, "desirable_weight": 1.2, "undesirable_weight": 0.9}, draw=steps.labelled,
-    ),
-    Case("KTOTrainer", {"loss_type": "apo_zero_unpaired", "beta": 0.3}, "apo_unpaired", FREE, draw=steps.labelled),
-    Case(
-        "KTOTrainer", {"loss_type": "kto", "beta": 0.3}, "kto", FREE, f"the KL baseline is {PIECES}", _halves,
-        steps.labelled, halved=True,
-    ),
-    Case("CPOTrainer", {"loss_type": "sigmoid", "beta": 0.3, "cpo_alpha": 0.6}, "cpo", {"beta": 0.3, "alpha": 0.6}),
-    Case("CPOTrainer", {"loss_type": "sigmoid", "beta": 0.3, "cpo_alpha": 0.0}, "gamma_dpo", {"beta": 0.3, "gamma": 0.0}),
-    Case(
-        "CPOTrainer", {"loss_type": "hinge", "beta": 0.25, "cpo_alpha": 0.6}, "slic+sft",
-        {"weights": [0.25, 0.6], "slic": {"delta": 4.0, "alpha": 0.0}, "sft": {}},
-    ),
-    Case("CPOTrainer", {"loss_type": "simpo", "beta": 2.0, "simpo_gamma": 0.8, "cpo_alpha": 0.0}, "simpo",
-         {"beta": 2.0, "gamma": 0.8}),
+    Case("DPOTrainer", {"loss_type": "aot", "beta": 0.3}, "aot", {"beta": 0.3}, f"sorted are the pairs {PIECES}", _halves,
+         halved=True),
+    Case("DPOTrainer", {"loss_type": "sft"}, "sft", {}, f"the mean is over the tokens {PIECES}", _halves, halved=True),
+    Case("KTOTrainer", {"loss_type": "kto", "beta": 0.3}, "kto", {"beta": 0.3}, f"the KL baseline is {PIECES}", _halves,
+         steps.labelled, halved=True),
     Case(
         "CPOTrainer", {"loss_type": "simpo", "beta": 2.0}, "simpo", {"beta": 2.0, "gamma": 0.5},
-        "cpo_alpha is 1 where it is not given, which adds an NLL: this is simpo+sft",
+        "cpo_alpha is 1 where it is not given, which adds the chosen completions' NLL: this is simpo+sft",
         lambda step, ours: ours(step) + _nll(step),
     ),
-    Case("ORPOTrainer", {"beta": 0.3}, "orpo", FREE, draw=ONE),
     Case(
-        "ORPOTrainer", {"beta": 0.3}, "orpo", FREE,
+        "ORPOTrainer", {"beta": 0.3}, "orpo", {"beta": 0.3},
         "the NLL is over prompt and completion, here over the completion; equal at prompts of one token", _prompt_too,
     ),
-    Case("TPOTrainer", {"loss_type": "sigmoid", "beta": 0.3, "tpo_alpha": 0.6}, "cpo", {"beta": 0.3, "alpha": 0.6}),
-    Case("TPOTrainer", {"loss_type": "hinge", "beta": 0.25, "tpo_alpha": 0.6}, "slic+sft",
-         {"weights": [0.25, 0.6], "slic": {"delta": 4.0, "alpha": 0.0}, "sft": {}}),
-    Case("TPOTrainer", {"loss_type": "tpo-l", "beta": 2.0, "tpo_l_gamma": 0.8, "tpo_alpha": 0.0}, "simpo",
-         {"beta": 2.0, "gamma": 0.8}),
-    Case("A2POTrainer", {"beta1": 0.5, "beta2": 0.5}, "reward_regression", {"beta": 0.5}, draw=steps.groups),
 )  # fmt: skip
+"""What is not the same, how, and the formula that TRL's loss equals."""
 
-CASES = DPO + OTHERS
+CASES = EQUAL + ALSO + DIFFERS
 
 REFUSED: tuple[Refused, ...] = (
     Refused({"loss_type": "exo_pair"}, "ValueError", "greater than 0.0", "exo_pair wants label_smoothing; ours has 1e-3"),

@@ -1,16 +1,10 @@
 """TRL's loss and gradient are ours, or differ by what the case says, as a formula: random logits, masks, uneven lengths."""
 
 import pytest
-import torch
-from cases import CASES, NOT_HERE, REFUSED, Case, Refused
-from measure import AGREES, Measured, apart, measured
+from cases import CASES, REFUSED, Case, Refused
+from measure import AGREES, REALLY, Measured, measured
 from steps import pairs
 from trainers import Trainers
-
-from softq import METHODS
-
-REALLY = 1e-3
-"""A difference that is documented must be seen: by how much at least."""
 
 
 @pytest.fixture(scope="module")

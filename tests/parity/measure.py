@@ -8,10 +8,11 @@ from steps import halves, loss
 from torch import Tensor
 from trainers import Step, Trainers
 
-from softq.records import Method
 from softq.verify.vectors import method_of
 
 AGREES = 1e-6
+REALLY = 1e-3
+"""A difference that is documented must be seen: by how much at least."""
 
 
 class Measured(NamedTuple):
@@ -33,9 +34,14 @@ def measured(case: Case, trainers: Trainers, seed: int) -> Measured:
 
 
 def apart(one: Tensor, other: Tensor, step: Step) -> float:
-    """The largest difference of two losses and of their gradients by the leaf; nan if anything is."""
+    """The largest difference of two losses and of their gradients by the leaf."""
     a, b = (torch.cat([each.detach().flatten(), slope(each, step)]) for each in (one, other))
-    return float(((a - b).abs() / b.abs().clamp(min=1)).max())
+    return relative(a, b)
+
+
+def relative(a: Tensor, b: Tensor) -> float:
+    """The largest |a - b| / max(1, |b|); inf if anything is nan."""
+    return float(((a - b).abs() / b.abs().clamp(min=1)).nan_to_num(nan=torch.inf, posinf=torch.inf).max())
 
 
 def slope(value: Tensor, step: Step) -> Tensor:

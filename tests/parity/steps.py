@@ -2,12 +2,12 @@
 
 import torch
 from torch import Tensor
+from trainers import Step
 
 from softq.mdp.readouts import LOG_COLLISION, LOGP, REF_LOGP
 from softq.records import Batch, Labels, Method, Pairs, Scored, Tokens
 from softq.training.loop import with_columns
 from softq.training.plan import losses
-from trainers import Step
 
 V, PROMPT, COMPLETION = 5, 4, 7  # how many tokens there are, and of the longest prompt and completion
 READ = (LOGP, REF_LOGP, LOG_COLLISION)
@@ -32,7 +32,9 @@ def groups(seed: int) -> Step:
     return step._replace(batch=with_columns(step.batch, {"reward": reward}))
 
 
-def drawn(seed: int, rows: int, feedback: Pairs | Labels | None, prompt: Tensor, longest: int, dtype: torch.dtype) -> Step:
+def drawn(
+    seed: int, rows: int, feedback: Pairs | Labels | None, prompt: Tensor, longest: int, dtype: torch.dtype
+) -> Step:
     """Rows that differ in length, of tokens that neither model finds odd: log-ratios of both signs, WPO's weights around 1."""
     draw = seeded(seed)
     heads = torch.randint(1, longest + 1, (rows, 1), generator=draw)
@@ -76,7 +78,9 @@ def loss(method: Method, step: Step) -> Tensor:
     """softq's loss of a step, a scalar, by the road of a training run."""
     needed = {"logp", *(readout.name for readout in method.needs)}
     seen = {name: value for name, value in scored(step).items() if name in needed}
-    batch = with_columns(step.batch, {**method.memory, **method.credit({k: v.detach() for k, v in seen.items()}, step.batch)})
+    batch = with_columns(
+        step.batch, {**method.memory, **method.credit({k: v.detach() for k, v in seen.items()}, step.batch)}
+    )
     return losses(method, seen, batch, [term.weigh(batch) for term in method.terms])
 
 

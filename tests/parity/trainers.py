@@ -47,7 +47,9 @@ def stand_in(answers: Answers) -> Callable[..., Any]:
             return SimpleNamespace(logits=answers["logits"][rows][:, :width])
         acted = labels[:, 1:] != -100
         zero = torch.zeros(acted.shape)
-        given = {name: torch.where(acted, answers[name][rows][:, : width - 1], 0.0) for name in answers.keys() - {"logits"}}
+        given = {
+            name: torch.where(acted, answers[name][rows][:, : width - 1], 0.0) for name in answers.keys() - {"logits"}
+        }
         return SimpleNamespace(**given, entropy=zero, mean_logits=zero, is_top1=zero.bool(), label_mask=acted)
 
     return answer
@@ -171,7 +173,12 @@ class Trainers:
         self.tokenizer = PreTrainedTokenizerFast(
             tokenizer_object=Tokenizer(WordLevel(words, "<pad>")), pad_token="<pad>", eos_token="<eos>"
         )
-        sizes: dict[str, Any] = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+        sizes: dict[str, Any] = {
+            "hidden_size": 8,
+            "intermediate_size": 8,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 1,
+        }
         config = LlamaConfig(vocab_size=16, bos_token_id=None, eos_token_id=1, **sizes)
         AutoModelForCausalLM.from_config(config).save_pretrained(self.base)  # GRPO loads its reference by name
 
