@@ -1,9 +1,9 @@
 """The loss of any entry of the conformance vectors, from formulas in plain Python (tests/plain)."""
 
-from plain import demonstrations, margins, policy_gradient, rankings, token_level, transport, unpaired
+from plain import demonstrations, margins, policy_gradient, rankings, regression, token_level, transport, unpaired
 from plain.arithmetic import taken
 
-SHAPES = (margins, token_level, transport, unpaired, rankings, demonstrations, policy_gradient)
+SHAPES = (margins, token_level, transport, unpaired, rankings, regression, demonstrations, policy_gradient)
 LOSSES = {name: loss for shape in SHAPES for name, loss in shape.LOSSES.items()}
 
 

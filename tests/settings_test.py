@@ -85,6 +85,7 @@ def test_every_setting_of_every_method_changes_its_loss_or_gradient() -> None:
 
     other = {"beta": 0.37, "alpha": 0.21, "label_smoothing": 0.17, "length_average": False}
     other |= {"desirable_weight": 1.7, "undesirable_weight": 0.4}
+    other |= {"baseline": "running", "shift": "batch", "value": "fitted"}
     for name, make in METHODS.items():
         batch = some_step(make())
         base = slope(make(), some_models(), batch)

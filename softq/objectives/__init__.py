@@ -4,10 +4,11 @@ from collections.abc import Callable, Mapping
 
 from softq.objectives.demonstrations import sft
 from softq.objectives.margins import dpo, ipo
-from softq.objectives.rankings import infonca
+from softq.objectives.rankings import all_pairs, best_vs_rest, exo_k, infonca, nca_k, plackett_luce, sppo
+from softq.objectives.regression import kl_to_target, rebel, reward_regression, soft_preference
 from softq.objectives.token_level import tdpo2, wpo
 from softq.objectives.transport import aot
-from softq.objectives.unpaired import kto
+from softq.objectives.unpaired import apo_unpaired, bco, kto
 from softq.records import Method
 
 METHODS: Mapping[str, Callable[..., Method]] = {
@@ -17,6 +18,18 @@ METHODS: Mapping[str, Callable[..., Method]] = {
     "wpo": wpo,
     "aot": aot,
     "kto": kto,
+    "bco": bco,
+    "apo_unpaired": apo_unpaired,
     "infonca": infonca,
+    "nca_k": nca_k,
+    "exo_k": exo_k,
+    "plackett_luce": plackett_luce,
+    "best_vs_rest": best_vs_rest,
+    "all_pairs": all_pairs,
+    "sppo": sppo,
+    "reward_regression": reward_regression,
+    "rebel": rebel,
+    "soft_preference": soft_preference,
+    "kl_to_target": kl_to_target,
     "sft": sft,
 }

@@ -1,5 +1,7 @@
 """Scalar functions that turn a margin into a loss. Tensors in, the same shape out."""
 
+from collections.abc import Iterable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -29,6 +31,13 @@ def flip_rate(label_smoothing: float) -> float:
     return label_smoothing
 
 
+def one_of(name: str, value: str, known: Iterable[str]) -> str:
+    """A choice by name, checked."""
+    if value not in known:
+        raise ValueError(f"{name} is {value!r}; expected one of {', '.join(known)}")
+    return value
+
+
 def group_log_softmax(values: Tensor, group: Tensor) -> Tensor:
     """[B] log of the softmax of each value within its group; group [B] holds numbers 0..G-1."""
     groups = int(group.max()) + 1
@@ -42,3 +51,19 @@ def group_log_softmax(values: Tensor, group: Tensor) -> Tensor:
 def group_sum(values: Tensor, group: Tensor) -> Tensor:
     """[B] -> [G]: the sum of each group."""
     return values.new_zeros(int(group.max()) + 1).index_add(0, group, values)
+
+
+def group_mean(values: Tensor, of: Tensor, groups: int) -> Tensor:
+    """[N] -> [G]: the mean of the values of each group, `of` [N] being their groups; 0 of a group that has none."""
+    total = values.new_zeros(groups).index_add(0, of, values)
+    return total / of.bincount(minlength=groups).clamp(min=1)
+
+
+def group_pairs(group: Tensor) -> tuple[Tensor, Tensor]:
+    """Row numbers (i, j) of all ordered pairs of rows of one group [B], each row with itself too: Σ n² of them."""
+    order = group.argsort(stable=True)
+    size = group.bincount()
+    rows = size[group[order]]
+    i = order.repeat_interleave(rows)
+    nth = torch.arange(len(i), device=group.device) - (rows.cumsum(0) - rows).repeat_interleave(rows)
+    return i, order[(size.cumsum(0) - size)[group[i]] + nth]

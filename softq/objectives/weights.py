@@ -30,6 +30,11 @@ def per_label(batch: Batch) -> Tensor:
     return masked.share(torch.ones_like(batch.labels.good))
 
 
+def per_row(batch: Batch) -> Tensor:
+    """[B]: 1/B each. Sums to 1."""
+    return masked.share(torch.ones_like(batch.tokens.ended))
+
+
 def per_group(batch: Batch) -> Tensor:
     """[G]: 1/G each. Sums to 1."""
     groups = int(group_of(batch.tokens.prompt).max()) + 1

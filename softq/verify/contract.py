@@ -14,13 +14,14 @@ from softq.verify.lines import (
     margins,
     policy_gradient,
     rankings,
+    regression,
     sums,
     token_level,
     transport,
     unpaired,
 )
 
-SHAPES = (margins, token_level, transport, unpaired, rankings, demonstrations, sums, policy_gradient)
+SHAPES = (margins, token_level, transport, unpaired, rankings, regression, demonstrations, sums, policy_gradient)
 CONTRACT: Mapping[str, Line] = {
     name: line._replace(name=name) for shape in SHAPES for name, line in shape.LINES.items()
 }

@@ -75,6 +75,17 @@ def groups(size: float) -> Population:
     return Population(SMALL, reference, Batch(leaves, None, {"reward": reward}))
 
 
+def reference_groups(size: float) -> Population:
+    """A group a prompt as the reference draws it: sixteen completions, each as often among them as it is likely."""
+    leaves, _, reward = _small(size)
+    quarters = torch.tensor([[1, 1, 2], [2, 1, 1], [1, 2, 1]], dtype=torch.float64) / 4
+    reference = quarters[torch.arange(len(SMALL.prefixes)) % 3].log()
+    often = (16 * along(SMALL, reference, leaves).sum(-1).exp()).round().long()
+    rows = torch.arange(len(often)).repeat_interleave(often)
+    tokens = Tokens(leaves.ids[rows], leaves.action[rows], leaves.ended[rows], leaves.prompt[rows])
+    return Population(SMALL, reference, Batch(tokens, None, {"reward": reward[rows]}))
+
+
 def demonstrations(size: float) -> Population:
     """Every completion, some of them more often than others: one to four times."""
     leaves, reference, _ = _small(size)
@@ -87,6 +98,7 @@ POPULATIONS: Mapping[str, Callable[[float], Population]] = {
     "soft pairs": soft_pairs,
     "hard pairs": hard_pairs,
     "groups": groups,
+    "reference groups": reference_groups,
     "demonstrations": demonstrations,
 }
 """By name; the number is the size of the rewards. What each assumes stands in its docstring."""

@@ -97,7 +97,16 @@ def some_step(method: Method) -> Batch:
 
 
 KNOWN: Mapping[str, list[float]] = {
-    "reward": [0.4, -1.1, 0.3, 0.9, -0.2, 1.6, -0.7, 0.1],
+    "reward": [
+        0.4,
+        0.05,
+        0.3,
+        0.9,
+        0.2,
+        1.0,
+        0.15,
+        0.6,
+    ],  # within 0 to 1: probabilities for a method that reads them so
     "weight": [1.0, 0.5, 2.0, 0.25],
     "margin": [0.5, 0.0, 1.5, -0.25],
     "label_probability": [0.9, 0.6, 1.0, 0.3],

@@ -74,7 +74,8 @@ def batch_from(entry: Entry, dtype: torch.dtype = torch.float64) -> Batch:
     if "chosen" in inputs:
         feedback = Pairs(torch.tensor(inputs["chosen"]), torch.tensor(inputs["rejected"]))
     if "good" in inputs:
-        feedback = Labels(*(torch.tensor(inputs[name]) for name in ("row", "good", "mismatched")))
+        row, mismatched = (torch.tensor(inputs[name], dtype=torch.int64) for name in ("row", "mismatched"))
+        feedback = Labels(row, torch.tensor(inputs["good"]), mismatched)
     columns = {name: _tensor(inputs[name], action, dtype) for name in COLUMNS if name in inputs and name != "ref_logp"}
     return Batch(tokens, feedback, columns)
 
@@ -102,7 +103,9 @@ def given(entry: Entry, method: Method, dtype: torch.dtype = torch.float64) -> d
     batch = batch_from(entry, dtype)
     leaf, scored = scored_from(entry, method, dtype)
     credit = {} if method.credit is no_credit else method.credit({"logp": batch.columns["old_logp"]}, batch)
-    batch = with_columns(batch, {**method.memory, **credit})
+    inputs, memory = entry["inputs"], method.memory
+    told = {name: torch.tensor(inputs[name], dtype=dtype) for name in memory if name in inputs}
+    batch = with_columns(batch, {**memory, **told, **credit})
     weights = [term.weigh(batch) for term in method.terms]
     loss = losses(method, scored, batch, weights)
     (gradient,) = torch.autograd.grad(loss, leaf)
