@@ -25,7 +25,7 @@ def default_budget(models: Models) -> int:
 class Step(NamedTuple):
     """What one optimiser step did."""
 
-    metrics: Mapping[str, float]
+    metrics: Mapping[str, float]  # with the memory as it is after the step
     memory: Mapping[str, Tensor]
 
 
@@ -78,7 +78,7 @@ def train(
         if method.remember:
             scores = whole[0] if whole else assembled(batch, everywhere(parts), device)
             memory = method.remember(memory, scores, moved(batch, device))
-        yield Step({**metrics, **moves}, memory)
+        yield Step({**_numbers(memory), **metrics, **moves}, memory)
 
 
 def evaluate(
@@ -114,6 +114,11 @@ def credited(method: Method, models: Models, batch: Batch, tokens_per_micro: int
 def with_columns(batch: Batch, columns: Mapping[str, Tensor]) -> Batch:
     """The batch, and more columns."""
     return Batch(batch.tokens, batch.feedback, {**batch.columns, **columns}) if columns else batch
+
+
+def _numbers(memory: Mapping[str, Tensor]) -> dict[str, float]:
+    """What a method remembers, to be logged under its names."""
+    return {name: value.item() for name, value in memory.items()}
 
 
 def _seen(method: Method, scored: Scored, batch: Batch, loss: Tensor) -> Sums:

@@ -16,7 +16,8 @@ def measured(method: Method, scored: Scored, batch: Batch) -> Sums:
 
     rewards/* is β · log π/π_ref (β · log π without a reference), whatever the loss; scores/* is what the loss trains.
     Chosen and rejected are the sides of pairs, the good and the bad of labels, the best and the worst of a group.
-    accuracies count a reward strictly above the other's; ties are counted on their own.
+    accuracies count a reward strictly above the other's; ties are counted on their own. kl is the mean log-ratio, in nats, of
+    completions under another's prompt, as it is: below 0 too, where TRL's is at least 0.
     """
     reward = method.beta * implicit(scored, batch).detach()
     score = method.beta * method.reward(scored, batch).detach()
@@ -31,6 +32,8 @@ def measured(method: Method, scored: Scored, batch: Batch) -> Sums:
         sums[f"{name}/chosen"] = (values[chosen].sum(), len(chosen))
         sums[f"{name}/rejected"] = (values[rejected].sum(), len(rejected))
     if isinstance(batch.feedback, Labels):
+        if len(others := batch.feedback.mismatched):
+            sums["kl"] = (implicit(scored, batch).detach()[others].sum(), len(others))
         return {
             **sums,
             **_by_source(batch, lambda rows: _rewards(reward, chosen[rows[chosen]], rejected[rows[rejected]])),

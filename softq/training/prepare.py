@@ -220,7 +220,14 @@ def checked(
     """Score the first step before anything is trained: the loss is finite, and a reference that is the start is the start."""
     records = data.records
     weights = [source.weight for source in data.train.sources]
-    numbers = Order.of(records, weights, settings.batch_size, settings.seed).step(0)
+    order = Order.of(records, weights, settings.batch_size, settings.seed)
+    fewest = order.records // order.steps_a_pass
+    if method.takes == "labels+mismatched" and fewest < 2:
+        raise ValueError(
+            f"--batch-size {settings.batch_size} cuts {order.records} record(s) into steps of as few as {fewest}: completions "
+            "under another's prompt need at least two records a step"
+        )
+    numbers = order.step(0)
     batch = batch_of([records[n % len(records)] for n in numbers], numbers, method)
     budget = tokens_per_micro
     notes = []

@@ -15,6 +15,7 @@ from softq.training.checkpoint import Checkpoint
 from softq.training.course import Course, Rest, course, kept_references, steps
 from softq.training.estimate import estimate
 from softq.training.events import Event, Kept, Note, RunError, Sampled, Saved, Stopped
+from softq.training.labels import judged
 from softq.training.log import Log
 from softq.training.loop import default_budget
 from softq.training.output import (
@@ -81,7 +82,7 @@ def run(
             yield from map(Note, said)
         spoken = load_tokenizer(settings.model, call.trust_remote_code)
         data = ranks.one_after_another(lambda: read_data(name, settings, method, spoken))
-        yield from map(Note, (*spoken.notes, *data.notes))
+        yield from map(Note, (*spoken.notes, *data.notes, *judged(settings, understood, method, data)))
         device = str(accelerator.device)
         loaded = load_models(name, settings, method, call, data=data, tokenizer=spoken.tokenizer, device=device)
         budget = settings.tokens_per_micro or (found.manifest["tokens_per_micro"] if found else None)
