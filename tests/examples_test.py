@@ -14,7 +14,7 @@ from softq.data.encode import Encoded
 from softq.data.read import read
 from softq.lm.load import Loaded, load
 from softq.objectives import METHODS
-from softq.objectives.unpaired import kl_baseline
+from softq.objectives.unpaired import kl_estimate
 from softq.records import Method
 from softq.training.loop import with_columns
 from softq.training.plan import plan
@@ -75,7 +75,7 @@ def of_softq(method: Method, loaded: Loaded, records: list[Encoded]) -> tuple[fl
         share.backward()
         total += share.item()
     if method.takes == "labels+mismatched":
-        assert kl_baseline(loaded.models(batch.tokens, method.needs), batch) > 0.01  # or it would not be seen
+        assert kl_estimate(loaded.models(batch.tokens, method.needs), batch) > 0.01  # or it would not be seen
     if made.whole:  # a coupled method's parts add up to the gradient only
         total = made.whole[1].item()
     return total, {name: p.grad.clone() for name, p in loaded.policy.model.named_parameters() if p.grad is not None}

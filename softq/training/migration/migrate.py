@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from softq.training.migration import factory, trl
+from softq.training.migration import factory, trl, trl_losses
 from softq.training.migration.reading import call, evaluation, optimiser, rest
 from softq.training.migration.tables import FACTORY, NULLS, OTHER_NAMES, OTHERS, TRL, Kind
 
@@ -26,7 +26,7 @@ class Migrated(NamedTuple):
 
 
 def migrated(document: Any, *, method: str | None = None, processes: int = 1) -> Migrated:
-    """Read a config. `method` says which of TRL's commands it was for (dpo, kto, sft), where its keys do not tell.
+    """Read a config. `method` says which of TRL's trainers it was for (dpo, kto, sft, cpo, orpo), where its keys do not tell.
 
     `processes` is how many the config was run on: TRL's batches are per device. A run trains as the other library would
     have, so its defaults are written out. ValueError: it is no config of theirs, or its loss is not ours.
@@ -35,11 +35,11 @@ def migrated(document: Any, *, method: str | None = None, processes: int = 1) ->
         raise ValueError(f"the config holds {type(document).__name__}; expected settings by name")
     named = {OTHER_NAMES.get(str(key), str(key)): value for key, value in document.items()}
     given = {key: value for key, value in named.items() if value is not None or key in NULLS}
-    about = factory if _kind(given) is FACTORY else trl
+    about, losses = (factory, factory) if _kind(given) is FACTORY else (trl, trl_losses)
     read = about.reading(given, method)
     about.model(read)
     about.data(read)
-    names, weights = about.method(read)
+    names, weights = losses.method(read)
     if len(names) > 1:
         read.values["weights"] = weights
     optimiser(read, processes)

@@ -150,6 +150,13 @@ TRL = Kind(
         "loss_type": "method",
         "loss_weights": "weights",
         "use_weighting": "method",
+        "f_divergence_type": "method",
+        "f_alpha_divergence_coef": "alpha",
+        "ld_alpha": "method, alpha",
+        "discopop_tau": "tau",
+        "cpo_alpha": "alpha, weights",
+        "simpo_gamma": "gamma",
+        "alpha": "method",
         "beta": "beta",
         "label_smoothing": "label_smoothing",
         "desirable_weight": "desirable_weight",
@@ -179,8 +186,6 @@ TRL = Kind(
         "bnb_4bit_quant_type": (("nf4",), ""),
         "disable_dropout": ((True,), "dropout is off"),
         "router_aux_loss_coef": ((0.0,), "no auxiliary loss of experts"),
-        "ld_alpha": ((), ""),
-        "f_divergence_type": (("reverse_kl",), "reverse KL is what methods here bound"),
         "pad_token": ((), "padding is never seen"),
         "packing": ((False,), "a step is batch_size records"),
         "completion_only_loss": ((True,), "only completions are learned"),
@@ -207,8 +212,8 @@ TRL = Kind(
     }
     | dict.fromkeys(
         "pad_to_multiple_of dataset_num_proc dataset_streaming streaming activation_offloading ignore_bias_buffers "
-        "bnb_4bit_quant_storage shuffle_dataset eval_packing packing_strategy f_alpha_divergence_coef "
-        "discopop_tau generate_during_eval force_use_ref_model is_encoder_decoder label_pad_token_id padding_value".split(),
+        "bnb_4bit_quant_storage shuffle_dataset eval_packing packing_strategy generate_during_eval "
+        "force_use_ref_model is_encoder_decoder label_pad_token_id padding_value".split(),
         "",
     ),
     {
@@ -223,6 +228,12 @@ TRL = Kind(
         "beta": 0.1,
         "label_smoothing": 0.0,
         "use_weighting": False,
+        "f_divergence_type": "reverse_kl",
+        "f_alpha_divergence_coef": 0.5,
+        "discopop_tau": 0.05,
+        "cpo_alpha": 1.0,
+        "simpo_gamma": 0.5,
+        "alpha": 0.0,
         "desirable_weight": 1.0,
         "undesirable_weight": 1.0,
         "precompute_ref_log_probs": False,
@@ -238,30 +249,15 @@ TRL = Kind(
         "assistant_only_loss": False,
     },
 )
-"""Of `trl dpo`, `trl kto` and `trl sft`. The three share these defaults but for what TRL_OWN says."""
+"""Of `trl dpo`, `trl kto`, `trl sft` and of CPOTrainer and ORPOTrainer, which share these defaults but for what TRL_OWN says."""
 
 TRL_OWN: Mapping[str, Mapping[str, Any]] = {
     "dpo": {"loss_type": "sigmoid"},
     "kto": {"loss_type": "kto"},
     "sft": {"loss_type": "nll", "learning_rate": 2e-5},
+    "cpo": {"loss_type": "sigmoid"},
+    "orpo": {},
 }
-
-TRL_MARKS = {
-    "dpo": "loss_weights label_smoothing use_weighting ld_alpha f_divergence_type discopop_tau".split(),
-    "kto": ["desirable_weight", "undesirable_weight"],
-    "sft": "packing completion_only_loss assistant_only_loss dataset_text_field eos_token chat_template_path".split(),
-}
-"""Keys that only one of the trainers has."""
-
-LOSSES = {
-    "dpo": {"sigmoid": "dpo"},
-    "kto": {},
-    "sft": {"nll": "sft", "chunked_nll": "sft"},
-}
-"""By trainer, a loss_type whose name here is another; the others are looked up in METHODS as they are."""
-
-SMOOTHED = ("robust", "exo_pair", "aot", "aot_unpaired")
-"""The losses of TRL that read label_smoothing."""
 
 FACTORY = Kind(
     "LLaMA-Factory 0.9.5",

@@ -1,74 +1,20 @@
-"""Configs of TRL: model, data and loss. Its file does not say which trainer it is for; its command did."""
+"""Configs of TRL: model and data. Its file does not say which trainer it is for; its command did."""
 
 from collections.abc import Mapping
 from typing import Any
 
 from softq.data.sources import DataSource
-from softq.training.migration.reading import (
-    KL_OF_THE_STEP,
-    Reading,
-    adapted,
-    method_of,
-    number,
-    own_settings,
-    precision,
-)
-from softq.training.migration.tables import LOSSES, SMOOTHED, TRL, TRL_MARKS, TRL_OWN
+from softq.training.migration.reading import Reading, adapted, number, precision
+from softq.training.migration.tables import TRL, TRL_OWN
+from softq.training.migration.trl_losses import trainer_of
 
 FOREVER = 2**20  # tokens: a max_length that bounds nothing
 
 
 def reading(given: Mapping[str, Any], method: str | None) -> Reading:
     """The config, with the defaults of the trainer that it is for."""
-    trainer = _trainer(given, method)
+    trainer = trainer_of(given, method)
     return Reading(given, TRL._replace(defaults={**TRL.defaults, **TRL_OWN[trainer]}), trainer)
-
-
-def _trainer(given: Mapping[str, Any], method: str | None) -> str:
-    if method is not None:
-        if method not in TRL_OWN:
-            raise ValueError(f"a config of TRL is for dpo, kto or sft, not for {method}; its loss_type says the rest")
-        return method
-    loss = given.get("loss_type")
-    marked = {name for name, keys in TRL_MARKS.items() if any(key in given for key in keys)}
-    if loss is not None:
-        kto, sft = loss in ("kto", "apo_zero_unpaired"), loss in (*LOSSES["sft"], "dft")
-        marked.add("kto" if kto else "sft" if sft else "dpo")
-    if len(marked) != 1:
-        seen = f"its keys are of {' and of '.join(sorted(marked))}" if marked else "its keys do not tell"
-        raise ValueError(f"which of TRL's commands was it for? {seen}; name dpo, kto or sft before --from-trl")
-    return marked.pop()
-
-
-def method(read: Reading) -> tuple[list[str], list[float]]:
-    """Names and weights of the summands."""
-    losses = [read("loss_type")] if isinstance(read("loss_type"), str) else list(read("loss_type"))
-    weights = [number("loss_weights", weight) for weight in read("loss_weights") or [1.0] * len(losses)]
-    names = [method_of(loss, LOSSES[read.trainer], "loss_type") for loss in losses]
-    if len(weights) != len(names) or len(set(names)) != len(names):
-        raise ValueError(f"loss_type {losses} with loss_weights {weights}: expected a weight for each, and each once")
-    if read("use_weighting"):
-        if losses != ["sigmoid"]:
-            raise ValueError("use_weighting with another loss than sigmoid is no method here; with sigmoid it is wpo")
-        names = [method_of("wpo", {}, "use_weighting")]
-        read.lost.append("use_weighting: wpo clamps a pair's weight at 1, as its authors' code does; TRL does not")
-    if len(names) == 1 and weights != [1.0]:
-        read.lost.append(f"loss_weights {weights} of one loss: softq has weights in sums only, so it is 1")
-    beta = {"beta": read("beta")}
-    kto = {key: read(key) for key in ("desirable_weight", "undesirable_weight")}
-    smooth = [{"label_smoothing": read("label_smoothing")} if loss in SMOOTHED else {} for loss in losses]
-    own_settings(read, names, [{**beta, **kto, **smoothed} for smoothed in smooth])
-    if read("label_smoothing") and not any(smooth):
-        read.idle.append(f"label_smoothing: TRL's {', '.join(losses)} does not read it; dpo here would (cDPO)")
-    if read.trainer == "kto":
-        read.changed.append(KL_OF_THE_STEP)
-    if read.trainer == "sft" and not read("assistant_only_loss"):
-        read.lost.append(
-            "of `messages`, what the assistant says is learned; TRL learns all, unless assistant_only_loss"
-        )
-    if read.trainer == "sft":
-        read.lost.append("dropout is off, where the model has any; TRL leaves it on for sft (that of an adapter too)")
-    return names, weights
 
 
 def model(read: Reading) -> None:
@@ -93,7 +39,7 @@ def model(read: Reading) -> None:
     if read("use_peft"):
         values |= {key: read(key) for key in ("lora_r", "lora_alpha")}
         adapted(read, "lora_target_modules")
-    if read.trainer == "sft":
+    if read.trainer not in ("dpo", "kto"):
         return
     values["cache_reference"] = read("precompute_ref_log_probs")
     if read("sync_ref_model"):
