@@ -104,6 +104,7 @@ COLUMNS: Mapping[str, Column] = {
     "advantage": Column("token", "reward", "how much better an action was than expected"),
     "old_logp": Column("token", "nats", "log-probability under the policy that sampled the action"),
     "ref_logp": Column("token", "nats", "log-probability under the reference, stored: it need not be scored again"),
+    "diff": Column("token", "0 or 1", "whether the action stands in what a pair's completions do not share"),
     "source": Column("row", "number", "which source of data the row came from"),
 }
 """Every column that a method may read, or that a readout of its name is taken from."""
@@ -184,6 +185,7 @@ class FixedPoint(NamedTuple):
         [Scored, Batch], Tensor
     ]  # of a population with every completion of its prompts: log π(y|x) [B]
     # up to a constant a prompt, from the reference's log-probs, the column "reward" and the feedback; several: [K, B]
+    reads: tuple[Readout, ...] = ()  # what else `log_policy` reads, of frozen models
 
 
 class Method(NamedTuple):

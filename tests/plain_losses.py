@@ -1,9 +1,29 @@
 """The loss of any entry of the conformance vectors, from formulas in plain Python (tests/plain)."""
 
-from plain import demonstrations, margins, policy_gradient, rankings, regression, token_level, transport, unpaired
+from plain import (
+    demonstrations,
+    distillation,
+    margins,
+    policy_gradient,
+    rankings,
+    regression,
+    token_level,
+    transport,
+    unpaired,
+)
 from plain.arithmetic import taken
 
-SHAPES = (margins, token_level, transport, unpaired, rankings, regression, demonstrations, policy_gradient)
+SHAPES = (
+    margins,
+    token_level,
+    transport,
+    unpaired,
+    rankings,
+    regression,
+    distillation,
+    demonstrations,
+    policy_gradient,
+)
 LOSSES = {name: loss for shape in SHAPES for name, loss in shape.LOSSES.items()}
 
 
@@ -11,7 +31,9 @@ def plain(entry: dict) -> float:
     """The loss of a step from the cards' formulas, without softq and without torch."""
     x, p = dict(entry["inputs"]), entry["parameters"]
     if "logits" in x:
-        x |= {"logp": taken(x, "logits"), "ref_logp": taken(x, "ref_logits")}
+        x |= {"logp": taken(x, "logits")}
+    if "ref_logits" in x:
+        x |= {"ref_logp": taken(x, "ref_logits")}
     names = entry["method"].split("+")
     if len(names) == 1:
         return LOSSES[names[0]](x, p)

@@ -1,10 +1,13 @@
 """Logits to numbers: everything of the size of the vocabulary is reduced here, in nats, one number per action."""
 
 from collections.abc import Mapping
+from functools import cache
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from softq import masked
 from softq.records import Readout
 
 Models = Mapping[str, Tensor]  # {model: logits [n, V]}
@@ -30,6 +33,35 @@ def kl(p_logits: Tensor, q_logits: Tensor) -> Tensor:
 def log_collision(logits: Tensor) -> Tensor:
     """log Σ_a π(a)², the log-probability that two draws agree: [n, V] -> [n]. WPO (arXiv 2406.11827)."""
     return (2 * logits).logsumexp(-1) - 2 * logits.logsumexp(-1)
+
+
+def cringe(logits: Tensor, action: Tensor, k: int) -> Tensor:
+    """Σ_c sg[p_c] h(s_c - s_a), h(z) = -log σ(z), over the k likeliest tokens c beside the action a: [n, V], [n] -> [n].
+
+    p is the softmax of their logits s, without gradient: the expectation of the contrast with one c drawn from p (Cringe,
+    arXiv 2312.16682), whose expected gradient it has. A vocabulary of fewer than k + 1 tokens gives all its others.
+    """
+    best, token = logits.topk(min(k + 1, logits.shape[-1]), -1)
+    taken = token == action[:, None]
+    spare = ~taken.any(-1) & (
+        best.shape[-1] == k + 1
+    )  # the action is not among the best k + 1: the last is one too many
+    outside = taken | (spare[:, None] & (torch.arange(best.shape[-1], device=best.device) == k))
+    share = best.detach().masked_fill(outside, -torch.inf).softmax(-1)
+    contrast = F.softplus(logits.gather(-1, action[:, None]) - best)
+    return masked.product(share.nan_to_num(), contrast).sum(-1)  # nan: a vocabulary of one token has no others
+
+
+def step_size(dpo_logits: Tensor, reverse_logits: Tensor, ratio: float, epsilon: float) -> Tensor:
+    """α = ratio · TVD + ε with TVD = ½ Σ_a |p_d(a) - p_r(a)| in [0, 1]: [n, V], [n, V] -> [n] (AlignDistil, arXiv 2503.02832)."""
+    apart = (dpo_logits.softmax(-1) - reverse_logits.softmax(-1)).abs().sum(-1)
+    return ratio * apart / 2 + epsilon
+
+
+def extrapolated(dpo_logits: Tensor, reverse_logits: Tensor, alpha: Tensor) -> Tensor:
+    """log softmax(z_d + α (z_d - z_r)) [n, V]: from the reverse model through the DPO model and on by α [n] (AlignDistil)."""
+    ahead, behind = dpo_logits.log_softmax(-1), reverse_logits.log_softmax(-1)
+    return (ahead + alpha[:, None] * (ahead - behind)).log_softmax(-1)
 
 
 def _logp(models: Models, action: Tensor) -> Tensor:
@@ -62,3 +94,31 @@ ENTROPY = Readout("entropy", ("policy",), "logits", _entropy)
 KL = Readout("kl", ("policy", "ref"), "logits", _kl)  # KL(π‖π_ref) of the state
 KL_FROM_REF = Readout("kl_from_ref", ("policy", "ref"), "logits", _kl_from_ref)  # KL(π_ref‖π) of the state
 LOG_COLLISION = Readout("log_collision", ("policy",), "logits", _log_collision)
+
+
+@cache
+def cringe_of(k: int) -> Readout:
+    """The contrast with the policy's k likeliest other tokens, nats."""
+    return Readout("cringe", ("policy",), "logits", lambda models, action: cringe(models["policy"], action, k))
+
+
+@cache
+def distillation_of(beta: float, ratio: float, epsilon: float) -> Readout:
+    """β/α KL(π‖teacher) of the state, in nats; the teacher goes from "reverse" through "dpo" and on by α of `step_size`."""
+
+    def fn(models: Models, action: Tensor) -> Tensor:
+        alpha = step_size(models["dpo"], models["reverse"], ratio, epsilon)
+        return beta / alpha * kl(models["policy"], extrapolated(models["dpo"], models["reverse"], alpha))
+
+    return Readout("distillation", ("policy", "dpo", "reverse"), "logits", fn)
+
+
+@cache
+def teacher_of(ratio: float, epsilon: float) -> Readout:
+    """That teacher's log-probability of the action."""
+
+    def fn(models: Models, action: Tensor) -> Tensor:
+        alpha = step_size(models["dpo"], models["reverse"], ratio, epsilon)
+        return log_prob(extrapolated(models["dpo"], models["reverse"], alpha), action)
+
+    return Readout("teacher_logp", ("dpo", "reverse"), "logits", fn)

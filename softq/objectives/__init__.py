@@ -3,20 +3,25 @@
 from collections.abc import Callable, Mapping
 
 from softq.objectives.demonstrations import sft
+from softq.objectives.distillation import aligndistil
 from softq.objectives.margins import dpo, ipo
 from softq.objectives.rankings import all_pairs, best_vs_rest, exo_k, infonca, nca_k, plackett_luce, sppo
 from softq.objectives.regression import kl_to_target, rebel, reward_regression, soft_preference
-from softq.objectives.token_level import tdpo2, wpo
-from softq.objectives.transport import aot
+from softq.objectives.token_level import bmc, cringe, tdpo1, tdpo2, wpo
+from softq.objectives.transport import aot, aot_unpaired
 from softq.objectives.unpaired import apo_unpaired, bco, kto
 from softq.records import Method
 
 METHODS: Mapping[str, Callable[..., Method]] = {
     "dpo": dpo,
     "ipo": ipo,
+    "tdpo1": tdpo1,
     "tdpo2": tdpo2,
     "wpo": wpo,
+    "bmc": bmc,
+    "cringe": cringe,
     "aot": aot,
+    "aot_unpaired": aot_unpaired,
     "kto": kto,
     "bco": bco,
     "apo_unpaired": apo_unpaired,
@@ -31,5 +36,6 @@ METHODS: Mapping[str, Callable[..., Method]] = {
     "rebel": rebel,
     "soft_preference": soft_preference,
     "kl_to_target": kl_to_target,
+    "aligndistil": aligndistil,
     "sft": sft,
 }

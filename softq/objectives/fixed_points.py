@@ -7,9 +7,11 @@ import itertools
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from softq.mdp.tabular import completions
+from softq.objectives.links import group_log_softmax, group_sum
 from softq.records import Batch, Scored, group_of
 
 LogPolicy = Callable[[Scored, Batch], Tensor]
@@ -19,6 +21,35 @@ Link = Callable[[Tensor], Tensor]
 def softmax_of_reward(beta: float) -> LogPolicy:
     """π ∝ π_ref e^{R/β}: the soft optimum, of losses that rank by σ(R_w - R_l) (arXiv 2305.18290, eq 4)."""
     return lambda scored, batch: scored["ref_logp"].sum(-1) + batch.columns["reward"] / beta
+
+
+def improved(beta: float) -> LogPolicy:
+    """π ∝ π_ref e^{Q_ref/β} at each state, Q_ref(s, a) = E_ref[R | s, a]: one soft step of improvement on the reference's own Q.
+
+    Not the soft optimum, whose Q looks ahead under the optimal policy. β (L + K), K = Σ_t KL(π_ref‖π)(s_t), is R - E_ref[R]
+    on every completion (TDPO, arXiv 2404.11999).
+    """
+
+    def log_policy(scored: Scored, batch: Batch) -> Tensor:
+        ref, reward = scored["ref_logp"], batch.columns["reward"]
+        ahead = ref.flip(-1).cumsum(-1).flip(-1)  # [B, T] log π_ref of the rest of the row, this action included
+        total = torch.zeros_like(reward)
+        for t in range(ref.shape[1]):
+            rows = batch.tokens.action[:, t].nonzero()[:, 0]
+            if not len(rows):
+                continue
+            after, before = _same_prefix(batch, rows, t + 2), _same_prefix(batch, rows, t + 1)
+            rest = (ahead - ref)[rows, t]
+            q = group_sum(rest.exp() * reward[rows], after)[after]
+            total[rows] += group_log_softmax(ahead[rows, t] + q / beta, before) - rest
+        return total
+
+    return log_policy
+
+
+def taught(teacher: str) -> LogPolicy:
+    """π = a teacher, token by token: `teacher` names the readout of its log-probabilities."""
+    return lambda scored, batch: scored[teacher].sum(-1)
 
 
 def demonstrated(scored: Scored, batch: Batch) -> Tensor:
@@ -60,6 +91,57 @@ def dominating(shift: float) -> LogPolicy:
         return torch.zeros(len(orders), len(ref), dtype=ref.dtype).index_add(1, pairs.chosen, margins[orders])
 
     return log_policy
+
+
+def dominating_sides(shift: float) -> LogPolicy:
+    """Of losses on sorted log-ratios of the chosen and of the rejected: the first are the second, all larger by `shift`.
+
+    For a population of one pair a prompt that is all of its completions. One such distribution for each order in which the
+    rejected are matched: [P!, B], that in which each pair is matched with itself first. ArithmeticError where there is none
+    for some order: the shift is small against how the references of the prompts differ.
+    """
+
+    def log_policy(scored: Scored, batch: Batch) -> Tensor:
+        ref, pairs = scored["ref_logp"].sum(-1), batch.pairs
+        orders = torch.tensor(list(itertools.permutations(range(len(pairs.chosen)))))
+        margins = torch.stack([_matched(ref[pairs.chosen], ref[pairs.rejected], order, shift) for order in orders])
+        result = torch.zeros(len(orders), len(ref), dtype=ref.dtype)
+        result[:, pairs.chosen], result[:, pairs.rejected] = -F.softplus(-margins), -F.softplus(margins)
+        return result
+
+    return log_policy
+
+
+def _matched(better: Tensor, worse: Tensor, order: Tensor, shift: float) -> Tensor:
+    """The margins [P] with L_w = L_l[order] + shift, of log π_w = -softplus(-margin), log π_l = -softplus(margin).
+
+    Newton's method, its steps halved until the distance falls, from where each pair is matched with itself.
+    """
+    margin, every = better - worse + shift, torch.arange(len(order))
+
+    def off(margin: Tensor) -> Tensor:
+        return (-F.softplus(-margin) - better) - (-F.softplus(margin) - worse)[order] - shift
+
+    for _ in range(100):
+        bend = torch.diag(torch.sigmoid(-margin))
+        bend[every, order] += torch.sigmoid(margin[order])
+        step = torch.linalg.pinv(bend) @ off(margin)
+        while step.abs().max() > 1e-9 and not off(margin - step).norm() <= (1 - 1e-4) * off(margin).norm():
+            step = step / 2
+        margin = margin - step
+        if step.abs().max() < 1e-13 * (1 + margin.abs().max()):
+            break
+    if off(margin).abs().max() > 1e-12 * (1 + abs(shift)):
+        raise ArithmeticError(
+            f"no margins were found at which log-ratios matched as {order.tolist()} differ by {shift}"
+        )
+    return margin
+
+
+def _same_prefix(batch: Batch, rows: Tensor, length: int) -> Tensor:
+    """Numbers 0.. of these rows, the same for rows of one prompt whose first `length` ids agree."""
+    prefix = torch.cat([batch.tokens.prompt[rows, None], batch.tokens.ids[rows, :length]], -1)
+    return torch.unique(prefix, dim=0, return_inverse=True)[1]
 
 
 def _prompts(batch: Batch) -> list[Tensor]:

@@ -53,6 +53,13 @@ def per_row_then_token(batch: Batch) -> Tensor:
     return per_token / action.any(-1).sum().clamp(min=1)
 
 
+def per_demonstration(batch: Batch) -> Tensor:
+    """[B, T]: 1/(D |y|), the mean over the D rows that are shown as good of their token means. Sums to 1."""
+    action = batch.tokens.action & _demonstrations(batch)[:, None]
+    per_token = action.double() / action.sum(-1, keepdim=True).clamp(min=1)
+    return per_token / action.any(-1).sum().clamp(min=1)
+
+
 def _demonstrations(batch: Batch) -> Tensor:
     """[B] bool: the rows that a policy should imitate."""
     rows = torch.zeros_like(batch.tokens.ended)

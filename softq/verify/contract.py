@@ -11,6 +11,7 @@ from softq.verify.inputs import Family
 from softq.verify.line import Line
 from softq.verify.lines import (
     demonstrations,
+    distillation,
     margins,
     policy_gradient,
     rankings,
@@ -21,7 +22,9 @@ from softq.verify.lines import (
     unpaired,
 )
 
-SHAPES = (margins, token_level, transport, unpaired, rankings, regression, demonstrations, sums, policy_gradient)
+SHAPES = (
+    margins, token_level, transport, unpaired, rankings, regression, distillation, demonstrations, sums, policy_gradient,
+)  # fmt: skip
 CONTRACT: Mapping[str, Line] = {
     name: line._replace(name=name) for shape in SHAPES for name, line in shape.LINES.items()
 }

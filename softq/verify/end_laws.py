@@ -87,6 +87,8 @@ def descended(method: Method, whole: Population, start: Tensor) -> Tensor:
 
 PAIR = token_tree([(0,), (1,)], vocabulary=2, horizon=1)
 """Two prompts with two completions of one token, the first of which is better."""
+TOLD = {"dpo": 1.0, "reverse": -1.0}
+"""What further models that a method reads have learned of them: the difference of their logits."""
 
 
 def _hard(line: Line) -> Finding:
@@ -96,11 +98,12 @@ def _hard(line: Line) -> Finding:
     """
     method, beta = line.method, line.method.beta
     reference = torch.tensor([[0.3, 0.0], [0.3, 0.0]], dtype=torch.float64)
-    batch = filled(method, _hard_batch(method), models(reference, reference, PAIR))
+    others = {name: torch.tensor([[margin, 0.0]] * 2, dtype=torch.float64) for name, margin in TOLD.items()}
+    batch = filled(method, _hard_batch(method), models(reference, reference, PAIR, others))
 
     def downhill(margin: float) -> float:
         policy = reference + torch.tensor([[margin, 0.0]], dtype=torch.float64)
-        return slope(method, models(policy, reference, PAIR), batch).gradient[:, 0].sum().item()
+        return slope(method, models(policy, reference, PAIR, others), batch).gradient[:, 0].sum().item()
 
     if line.rests is None or math.isinf(line.rests):
         margins = (-3.0,) if line.rests is None else (-3.0, -1.0, 0.0, 1.0, 3.0, 10.0)
@@ -142,7 +145,8 @@ def _free_mass(line: Line) -> Finding | str:
     pairs = Pairs(torch.tensor([0, 1, 2, 3]), torch.tensor([1, 0, 3, 2]))
     often = torch.tensor([0.7, 0.3, 0.6, 0.4], dtype=torch.float64)
     batch = Batch(every_trajectory(ISLANDS), pairs, {"weight": often} if "weight" in line.method.columns else {})
-    found = slope(line.method, some_models(4, ISLANDS), batch).gradient
+    of = some_models(4, ISLANDS)
+    found = slope(line.method, of, filled(line.method, batch, of)).gradient
     along = abs(float(found[0, :2].sum()))
     if line.free:
         return Finding(along, EXACT, "the mass between unconnected pairs is free")

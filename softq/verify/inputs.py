@@ -134,6 +134,58 @@ LOGIT_STEPS = {
     "extreme margins": FAR_LOGITS,
 }  # fmt: skip
 
+DRIFT_STEPS = {
+    **LOGIT_STEPS,  # L and K of one token do not cancel where they are extreme: float32 could not tell what is left
+    "extreme margins": {**FAR_LOGITS, "tokens": [[0], [2, 2], [1, 2], [0]], "chosen": [1, 2], "rejected": [0, 3]},
+}
+CRINGE_STEPS = {
+    name: {key: value for key, value in step.items() if key != "ref_logits"}
+    for name, step in {
+        "fixture 2": FIXTURE_2,
+        **{name: LOGIT_STEPS[name] for name in ("uneven lengths", "weights", "extreme margins")},
+        "one other token": LOGITS,
+        "all other tokens": LOGITS,
+    }.items()
+}
+DIFFS = [[1, 0], [1], [0, 1, 1], [0, 0, 1, 0], [1], [0, 0], [1, 1, 1], [0, 1]]
+DIFF_STEPS = {
+    "golden": {**TOKENS_2, "diff": [[1, 0], [1, 1, 0]]},
+    "golden difflib": {**TOKENS_2, "diff": [[0, 0], [1, 0, 0]]},
+    "uneven lengths": {**UNEVEN, "diff": DIFFS},
+    "one token": {**ONE_TOKEN, "diff": [[1], [1]]},
+    "weights": {**WEIGHTS, "diff": DIFFS},
+    "at the reference": {**SAME, "diff": DIFFS},
+    "nothing differs": {**UNEVEN, "diff": [[0] * len(row) for row in DIFFS]},
+    "extreme margins": {**EXTREME, "diff": [[1] * len(row) for row in FAR["logp"]]},
+}
+SIDES_STEPS = {
+    **{name: SORTED_STEPS[name] for name in ("golden", "uneven lengths", "one token")},
+    "extreme margins": {
+        **EXTREME,
+        "logp": [*FAR["logp"][:4], [-2.5], [-9999.0], [-5000.0, -4999.5], [-1.5]],
+    },  # no ties
+}
+_TAUGHT = {name: LOGITS[name] for name in ("vocabulary", "tokens", "logits")}
+TEACHER_STEPS = {
+    "fixture 2": {
+        "prompt": [0], "vocabulary": 3, "tokens": [[0, 2]], "logits": [[[0.2, 0.6, -0.4], [0.3, -0.1, 0.8]]],
+        "dpo_logits": FIXTURE_2["logits"][:1], "reverse_logits": FIXTURE_2["ref_logits"][:1],
+    },
+    "uneven lengths": {
+        "prompt": [0, 0, 1, 1, 2, 2], **_TAUGHT, "dpo_logits": LOGITS["ref_logits"],
+        "reverse_logits": [[[1.1, 0.0, -0.3]], [[0.2, 0.9, 0.4], [-0.6, 0.0, 0.5], [0.3, 1.2, 0.0]],
+                           [[0.0, 0.4, 1.5], [0.8, -0.2, 0.1]], [[0.0, 0.4, 1.5], [0.5, 0.5, 0.6]],
+                           [[0.7, -0.1, 0.2], [0.1, 0.0, 0.9], [-1.0, 0.6, 0.3]], [[0.7, -0.1, 0.2], [0.4, 0.2, -0.5]]],
+    },
+    "near": {"prompt": [0, 0, 1, 1, 2, 2], **_TAUGHT, "dpo_logits": LOGITS["ref_logits"], "reverse_logits": LOGITS["ref_logits"]},
+    "extreme": {
+        "prompt": [0, 0, 1, 1], "vocabulary": 3, "tokens": FAR_LOGITS["tokens"], "logits": FAR_LOGITS["logits"],
+        "dpo_logits": FAR_LOGITS["ref_logits"],
+        "reverse_logits": [[[0.0, 0.0, 5000.0]], [[0.0, 0.0, 5000.0], [0.0, 2.0, 0.0]],
+                           [[0.0, 0.5, -3000.0], [1.0, 0.0, 0.0]], [[0.0, 0.5, 0.0]]],
+    },
+}  # fmt: skip
+
 OTHERS = {
     "prompt": [1, 2, 3, 0],
     "logp": [[-2.9, -1.4], [-3.3], [-0.9, -2.2, -1.7], [-1.6]],

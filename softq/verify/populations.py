@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from softq.lm.score import Models
+from softq.lm.score import Models, score
 from softq.mdp.tabular import (
     TokenTree,
     along,
@@ -17,8 +17,8 @@ from softq.mdp.tabular import (
     random_table,
     token_tree,
 )
-from softq.records import Batch, FixedPoint, Pairs, Scored, Tokens
-from softq.verify.tables import models
+from softq.records import Batch, FixedPoint, Pairs, Readout, Scored, Tokens
+from softq.verify.tables import further, models
 
 SMALL = token_tree([(0,), (1, 1)], vocabulary=3, horizon=2, end=2)
 """Two prompts of different lengths, seven completions each, of one or two tokens."""
@@ -33,18 +33,20 @@ class Population(NamedTuple):
     tree: TokenTree
     reference: Tensor  # [S, V] nats
     batch: Batch
+    others: Mapping[str, Tensor] | None = None  # [S, V] logits of further models, see `tables.models`
 
     def at(self, policy: Tensor) -> Models:
         """The models of this population with a policy [S, V] of logits."""
-        return models(policy, self.reference, self.tree)
+        return models(policy, self.reference, self.tree, self.others)
 
-    def scored(self) -> Scored:
-        """What a fixed point may read of the models: the reference's log-probs [B, T] of the rows."""
-        return {"ref_logp": along(self.tree, self.reference, self.batch.tokens)}
+    def scored(self, reads: tuple[Readout, ...] = ()) -> Scored:
+        """What a fixed point may read of the models: the reference's log-probs [B, T] of the rows, and what it declares."""
+        ref = {"ref_logp": along(self.tree, self.reference, self.batch.tokens)}
+        return {**score(self.at(self.reference), self.batch.tokens, reads), **ref} if reads else ref
 
     def targets(self, rest: FixedPoint) -> list[Tensor]:
         """The policies [S, V] in nats that a fixed point states here."""
-        stated = rest.log_policy(self.scored(), self.batch)
+        stated = rest.log_policy(self.scored(rest.reads), self.batch)
         if stated.shape[-1:] != self.batch.tokens.ended.shape or stated.dim() > 2 or stated.isnan().any():
             expected = f"[{len(self.batch.tokens.ended)}], one number a row, or several such"
             raise ValueError(f"the fixed point states shape {list(stated.shape)}, or nan; expected {expected}")
@@ -105,7 +107,7 @@ POPULATIONS: Mapping[str, Callable[[float], Population]] = {
 
 
 def population(rest: FixedPoint) -> Population:
-    """The population that a fixed point names, with rewards of a size that moves its policy by about a nat.
+    """The population that a fixed point names, with rewards (or further models) of a size that moves its policy by about a nat.
 
     So laws are as sharp for β = 0.001 as for β = 1. Where β is large rewards stay small enough for labels to be soft. Hard
     pairs have no rewards. ValueError for a name that is none.
@@ -114,8 +116,10 @@ def population(rest: FixedPoint) -> Population:
         raise ValueError(f"no population {rest.population!r}; known are {', '.join(POPULATIONS)}")
     made = POPULATIONS[rest.population]
     first = made(1.0)
-    ratio = rest.log_policy(first.scored(), first.batch) - first.scored()["ref_logp"].sum(-1)
-    return made(min(1.0 / max(float(ratio.std()), 1e-6), 2.0))
+    scored = first.scored(rest.reads)
+    ratio = rest.log_policy(scored, first.batch) - scored["ref_logp"].sum(-1)
+    size = min(1.0 / max(float(ratio.std()), 1e-6), 2.0)
+    return made(size)._replace(others=further(first.tree, 0.3 * min(size, 1.0)))
 
 
 def _small(size: float) -> tuple[Tokens, Tensor, Tensor]:

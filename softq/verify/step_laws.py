@@ -151,10 +151,10 @@ def _reads(line: Line) -> Finding:
     memory = _Reads(method.memory)
     if method.remember and columns.read & {*memory}:  # such as the count that a mean is of
         method.remember(memory, scored, seen)
-    readouts, known = {"logp", *(readout.name for readout in method.needs)}, {*method.columns, *method.memory}
+    readouts, known = {readout.name for readout in method.needs}, {*method.columns, *method.memory}
     idle = (readouts - scored.read) | (known - columns.read - memory.read)  # what is only logged does not count as read
     method.reward(scored, seen)
-    extra = (scored.read - readouts) | (columns.read - known - made)
+    extra = (scored.read - readouts - {"logp"}) | (columns.read - known - made)
     said = [f"{name} is declared, and read by nothing" for name in sorted(idle)]
     said += [f"{name} is read, and not declared" for name in sorted(extra)]
     return Finding(len(said), 0, "; ".join(said))

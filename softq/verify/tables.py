@@ -27,15 +27,22 @@ class Slope(NamedTuple):
     gradient: Tensor
 
 
-def models(policy: Tensor, reference: Tensor, tree: TokenTree = TREE) -> Models:
-    """Two tables of logits [S, V] as the policy and its frozen reference."""
-    return Models(
-        {"policy": TabularLM(tree, policy), "ref": TabularLM(tree, reference).requires_grad_(False)},
-    )
+def models(
+    policy: Tensor, reference: Tensor, tree: TokenTree = TREE, others: Mapping[str, Tensor] | None = None
+) -> Models:
+    """Tables of logits [S, V] as the policy, its frozen reference, and further frozen models: `others`, or `further`."""
+    frozen = {"ref": reference, **(further(tree) if others is None else others)}
+    tables = {name: TabularLM(tree, logits).requires_grad_(False) for name, logits in frozen.items()}
+    return Models({"policy": TabularLM(tree, policy), **tables})
+
+
+def further(tree: TokenTree, scale: float = 0.3) -> dict[str, Tensor]:
+    """Random tables [S, V] of the models that a method may read beside the policy and its reference, by their names."""
+    return {"dpo": random_table(tree, 21, scale), "reverse": random_table(tree, 22, scale)}
 
 
 def some_models(seed: int = 0, tree: TokenTree = TREE, scale: float = 1.0) -> Models:
-    """A random policy and a random reference."""
+    """A random policy and a random reference, and what else a method may read."""
     return models(random_table(tree, seed, scale), random_table(tree, seed + 1, scale), tree)
 
 
@@ -127,6 +134,8 @@ def filled(method: Method, batch: Batch, of: Models) -> Batch:
     for name in (name for name in method.columns if not {name} & {*batch.columns, *method.memory, *KNOWN}):
         unit = COLUMNS[name].unit if name in COLUMNS else "step"
         values = torch.randn(shape[unit], generator=generator, dtype=torch.float64)
+        if name in COLUMNS and COLUMNS[name].measure == "0 or 1":
+            values = (values > 0).double()
         found[name] = values * batch.tokens.action if unit == "token" else values
     whole = with_columns(with_columns(batch, found), method.memory)
     if method.credit is not no_credit:

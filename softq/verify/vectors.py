@@ -18,7 +18,7 @@ from softq.mdp.tabular import TokenTree, along, token_tree
 from softq.objectives import METHODS
 from softq.objectives.policy_gradient import grpo
 from softq.objectives.sums import weighted_sum
-from softq.records import COLUMNS, Batch, Labels, Method, Pairs, Scored, Tokens, implicit, no_credit
+from softq.records import COLUMNS, Batch, FixedPoint, Labels, Method, Pairs, Scored, Tokens, implicit, no_credit
 from softq.training.loop import with_columns
 from softq.training.plan import losses
 from softq.verify.contract import FAMILIES, steps
@@ -35,6 +35,7 @@ ABOUT = (
     "1e-12 in float64, 1e-5 in float32."
 )
 MAKERS: Mapping[str, Callable[..., Method]] = {**METHODS, "grpo": grpo}
+OTHERS = ("ref", "dpo", "reverse")  # models beside the policy whose logits an entry may give
 SHIPPED = Path(__file__).with_name("vectors.json")  # in a wheel
 CHECKOUT = Path(__file__).parents[2] / "conformance" / "vectors.json"
 
@@ -89,7 +90,10 @@ def scored_from(entry: Entry, method: Method, dtype: torch.dtype = torch.float64
         leaf = _tensor(inputs["logp"], action, dtype).requires_grad_()
         return leaf, {"logp": leaf} | {name: _tensor(inputs[name], action, dtype) for name in names}
     leaf = _tensor(inputs["logits"], action, dtype).requires_grad_()
-    seen = {"policy": leaf[action], "ref": _tensor(inputs["ref_logits"], action, dtype)[action]}
+    seen = {"policy": leaf[action]}
+    seen |= {
+        name: _tensor(inputs[f"{name}_logits"], action, dtype)[action] for name in OTHERS if f"{name}_logits" in inputs
+    }
     taken = batch.tokens.ids[:, 1:][action]
     where = action.nonzero(as_tuple=True)
     empty = torch.zeros(action.shape, dtype=dtype)
@@ -162,14 +166,14 @@ def _populations() -> Iterator[dict[str, Any]]:
         }
         rest = method_of(entry).fixed_point
         if rest is not None:
-            yield entry | {"inputs": _population_inputs(population(rest), rest.population)}
+            yield entry | {"inputs": _population_inputs(population(rest), rest)}
 
 
-def _population_inputs(whole: Population, kind: str) -> dict[str, Any]:
+def _population_inputs(whole: Population, rest: FixedPoint) -> dict[str, Any]:
     tokens, columns = whole.batch.tokens, whole.batch.columns
     ended = whole.tree.next < 0
     inputs: dict[str, Any] = {
-        "population": kind,
+        "population": rest.population,
         "prompt": tokens.prompt.tolist(),
         "vocabulary": whole.tree.vocabulary,
         "end": next(
@@ -180,6 +184,11 @@ def _population_inputs(whole: Population, kind: str) -> dict[str, Any]:
     }
     if isinstance(whole.batch.feedback, Pairs):
         inputs |= {"chosen": whole.batch.pairs.chosen.tolist(), "rejected": whole.batch.pairs.rejected.tolist()}
+    read = {model for readout in rest.reads for model in readout.models}
+    others = {name: logits for name, logits in (whole.others or {}).items() if name in read}
+    inputs |= {
+        f"{name}_logits": _listed(_states(whole.tree, logits, tokens), tokens.action) for name, logits in others.items()
+    }
     return inputs | {name: column.tolist() for name, column in columns.items()}
 
 
@@ -188,7 +197,9 @@ def _whole(entry: Entry) -> Population:
     inputs, batch = entry["inputs"], batch_from(entry)
     prompts = sorted({(first,) for first in batch.tokens.ids[:, 0].tolist()})
     tree = token_tree(prompts, inputs["vocabulary"], batch.tokens.action.shape[1], inputs["end"])
-    return Population(tree, _table(tree, batch.tokens, inputs["ref_logp"]), batch)
+    given = {name: inputs[f"{name}_logits"] for name in OTHERS if f"{name}_logits" in inputs}
+    others = {name: _table(tree, batch.tokens, rows) for name, rows in given.items()}
+    return Population(tree, _table(tree, batch.tokens, inputs["ref_logp"]), batch, others or None)
 
 
 def _stated(entry: Entry, method: Method) -> list[Tensor]:
@@ -208,14 +219,21 @@ def _rests(entry: Entry, method: Method, policy: Tensor) -> dict[str, Any]:
     }
 
 
-def _table(tree: TokenTree, tokens: Tokens, rows: Sequence[Sequence[float]]) -> Tensor:
-    """[S, V] of numbers given along all completions: the inverse of `along`."""
+def _table(tree: TokenTree, tokens: Tokens, rows: Sequence[Sequence[Any]]) -> Tensor:
+    """[S, V] of what is given along all completions: a number an action (the inverse of `along`), or a list a state."""
     table = torch.zeros(tree.next.shape, dtype=torch.float64)
     number = {prefix: s for s, prefix in enumerate(tree.prefixes)}
     for ids, row in zip(tokens.ids.tolist(), rows, strict=True):
         for t, value in enumerate(row):
-            table[number[tuple(ids[: t + 1])], ids[t + 1]] = value
+            where = slice(None) if isinstance(value, list) else ids[t + 1]
+            table[number[tuple(ids[: t + 1])], where] = torch.tensor(value, dtype=table.dtype)
     return table
+
+
+def _states(tree: TokenTree, table: Tensor, tokens: Tokens) -> Tensor:
+    """[B, T, V] the rows of a table [S, V] that the completions pass through."""
+    columns = [along(tree, table[:, [a]].expand_as(table), tokens) for a in range(tree.vocabulary)]
+    return torch.stack(columns, -1)
 
 
 def _action(inputs: Mapping[str, Any]) -> Tensor:

@@ -1,6 +1,6 @@
 """Pairs compared as two distributions."""
 
-from plain.arithmetic import h, mean
+from plain.arithmetic import h, log_ratios, mean
 
 
 def aot(x: dict, p: dict) -> float:
@@ -11,4 +11,12 @@ def aot(x: dict, p: dict) -> float:
     return mean([(1 - flipped) * h(d) + flipped * h(-d) for d in z])
 
 
-LOSSES = {"aot": aot}
+def aot_unpaired(x: dict, p: dict) -> float:
+    ratio = log_ratios(x)
+    better, worse = (sorted(ratio[row] for row in x[side]) for side in ("chosen", "rejected"))
+    flipped = p.get("label_smoothing", 0.0)
+    z = [p["beta"] * (a - b) for a, b in zip(better, worse, strict=True)]
+    return mean([(1 - flipped) * h(d) + flipped * h(-d) for d in z])
+
+
+LOSSES = {"aot": aot, "aot_unpaired": aot_unpaired}
