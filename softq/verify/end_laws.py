@@ -107,7 +107,7 @@ def _hard(line: Line) -> Finding:
 
     if line.rests is None or math.isinf(line.rests):
         margins = (-3.0,) if line.rests is None else (-3.0, -1.0, 0.0, 1.0, 3.0, 10.0)
-        wrong = [m for m in margins if not downhill(m / beta) < 0]
+        wrong = [m for m in margins if not downhill(max(m / beta, -60.0)) < 0]  # further off exponents may be clamped
         grows = "grows for ever" if line.rests else "pushed the right way; where it rests is not stated"
         return Finding(
             len(wrong), 0, grows if not wrong else f"at margins {wrong} / β it is pushed the wrong way, or not at all"

@@ -109,17 +109,31 @@ POPULATIONS: Mapping[str, Callable[[float], Population]] = {
 def population(rest: FixedPoint) -> Population:
     """The population that a fixed point names, with rewards (or further models) of a size that moves its policy by about a nat.
 
-    So laws are as sharp for β = 0.001 as for β = 1. Where β is large rewards stay small enough for labels to be soft. Hard
-    pairs have no rewards. ValueError for a name that is none.
+    So laws are as sharp for β = 0.001 as for β = 1. Where β is large rewards stay small enough for labels to be soft, and for
+    a fixed point that only unsure labels have, small enough for it to exist. Hard pairs have no rewards. ValueError for a name
+    that is none.
     """
     if rest.population not in POPULATIONS:
         raise ValueError(f"no population {rest.population!r}; known are {', '.join(POPULATIONS)}")
     made = POPULATIONS[rest.population]
-    first = made(1.0)
+    size = _small_enough(rest, made, 1.0)
+    first = made(size)
     scored = first.scored(rest.reads)
     ratio = rest.log_policy(scored, first.batch) - scored["ref_logp"].sum(-1)
-    size = min(1.0 / max(float(ratio.std()), 1e-6), 2.0)
+    size = _small_enough(rest, made, min(size / max(float(ratio.std()), 1e-6), 2.0))
     return made(size)._replace(others=further(first.tree, 0.3 * min(size, 1.0)))
+
+
+def _small_enough(rest: FixedPoint, made: Callable[[float], Population], size: float) -> float:
+    """The size, halved until the fixed point exists; rDPO has none where labels are surer than it takes them for."""
+    for _ in range(20):
+        whole = made(size)
+        try:
+            rest.log_policy(whole.scored(rest.reads), whole.batch)
+            break
+        except ArithmeticError:
+            size /= 2
+    return size
 
 
 def _small(size: float) -> tuple[Tokens, Tensor, Tensor]:
