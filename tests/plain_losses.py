@@ -3,6 +3,8 @@
 from plain import (
     demonstrations,
     distillation,
+    divergences,
+    lengths,
     margins,
     policy_gradient,
     rankings,
@@ -15,6 +17,8 @@ from plain.arithmetic import taken
 
 SHAPES = (
     margins,
+    divergences,
+    lengths,
     token_level,
     transport,
     unpaired,

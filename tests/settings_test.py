@@ -85,7 +85,7 @@ def test_every_setting_of_every_method_changes_its_loss_or_gradient() -> None:
     """An option that is read by nothing would leave both as they are."""
     from softq.verify.tables import slope, some_models, some_step
 
-    other = {"beta": 0.37, "alpha": 0.21, "label_smoothing": 0.17, "length_average": False}
+    other = {"beta": 0.37, "alpha": 0.21, "label_smoothing": 0.17, "length_average": False, "tau": 0.3}
     other |= {"desirable_weight": 1.7, "undesirable_weight": 0.4}
     other |= {"baseline": "running", "shift": "batch", "value": "fitted"}
     other |= {"delta": 0.7, "k": 2, "bar": 0.3, "tau": 1.9, "ratio": 3.1, "epsilon": 0.4}

@@ -4,7 +4,9 @@ from collections.abc import Callable, Mapping
 
 from softq.objectives.demonstrations import sft
 from softq.objectives.distillation import aligndistil
-from softq.objectives.margins import dpo, ipo
+from softq.objectives.divergences import alpha_dpo, forward_kl_dpo, js_dpo
+from softq.objectives.lengths import dpo_norm, ld_dpo, rdpo
+from softq.objectives.margins import discopop, dpo, exo, hinge, ipo, robust
 from softq.objectives.rankings import all_pairs, best_vs_rest, exo_k, infonca, nca_k, plackett_luce, sppo
 from softq.objectives.regression import kl_to_target, rebel, reward_regression, soft_preference
 from softq.objectives.token_level import bmc, cringe, tdpo1, tdpo2, wpo
@@ -14,7 +16,17 @@ from softq.records import Method
 
 METHODS: Mapping[str, Callable[..., Method]] = {
     "dpo": dpo,
+    "robust": robust,
     "ipo": ipo,
+    "hinge": hinge,
+    "exo": exo,
+    "discopop": discopop,
+    "forward_kl_dpo": forward_kl_dpo,
+    "js_dpo": js_dpo,
+    "alpha_dpo": alpha_dpo,
+    "dpo_norm": dpo_norm,
+    "rdpo": rdpo,
+    "ld_dpo": ld_dpo,
     "tdpo1": tdpo1,
     "tdpo2": tdpo2,
     "wpo": wpo,

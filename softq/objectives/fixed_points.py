@@ -18,9 +18,40 @@ LogPolicy = Callable[[Scored, Batch], Tensor]
 Link = Callable[[Tensor], Tensor]
 
 
-def softmax_of_reward(beta: float) -> LogPolicy:
-    """π ∝ π_ref e^{R/β}: the soft optimum, of losses that rank by σ(R_w - R_l) (arXiv 2305.18290, eq 4)."""
-    return lambda scored, batch: scored["ref_logp"].sum(-1) + batch.columns["reward"] / beta
+def softmax_of_reward(beta: float, *, per_token: float = 0.0) -> LogPolicy:
+    """π ∝ π_ref e^{R/β}: the soft optimum, of losses that rank by σ(R_w - R_l) (arXiv 2305.18290, eq 4).
+
+    Where every token costs `per_token` of reward, R - per_token · |y| stands for R (arXiv 2403.19159).
+    """
+
+    def log_policy(scored: Scored, batch: Batch) -> Tensor:
+        reward = batch.columns["reward"]
+        cost = per_token * batch.tokens.action.sum(-1).to(reward)
+        return scored["ref_logp"].sum(-1) + (reward - cost) / beta
+
+    return log_policy
+
+
+def transformed(transform: Link, inverse: Link, beta: float) -> LogPolicy:
+    """β g(L) = R + c with an increasing g of the log-ratio: of losses that rank by σ(R_w - R_l) (arXiv 2309.16240).
+
+    g falls below any bound as L does, so that every completion keeps some mass. c makes Σ π = 1: by bisection for L of the best
+    completion, which is between 0 and -log π_ref of it.
+    """
+
+    def log_policy(scored: Scored, batch: Batch) -> Tensor:
+        ref, reward = scored["ref_logp"].sum(-1), batch.columns["reward"]
+        result = torch.zeros_like(ref)
+        for rows in _prompts(batch):
+            behind = (reward[rows] - reward[rows].max()) / beta
+            low, high = torch.zeros((), dtype=ref.dtype), -ref[rows][behind.argmax()]
+            for _ in range(100):
+                middle = (low + high) / 2
+                result[rows] = ref[rows] + inverse(transform(middle) + behind)
+                low, high = (middle, high) if result[rows].logsumexp(0) < 0 else (low, middle)
+        return result
+
+    return log_policy
 
 
 def improved(beta: float) -> LogPolicy:

@@ -24,6 +24,20 @@ def positive(name: str, value: float) -> float:
     return value
 
 
+def nonnegative(name: str, value: float) -> float:
+    """A number that is at least 0, checked."""
+    if not value >= 0:
+        raise ValueError(f"{name} is {value}; expected {name} ≥ 0")
+    return value
+
+
+def fraction(name: str, value: float) -> float:
+    """A number from 0 to 1, checked."""
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name} is {value}; expected 0 ≤ {name} ≤ 1")
+    return value
+
+
 def flip_rate(label_smoothing: float) -> float:
     """The share of flipped labels, checked: 0 ≤ ε < 1/2."""
     if not 0 <= label_smoothing < 0.5:

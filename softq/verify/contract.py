@@ -12,6 +12,8 @@ from softq.verify.line import Line
 from softq.verify.lines import (
     demonstrations,
     distillation,
+    divergences,
+    lengths,
     margins,
     policy_gradient,
     rankings,
@@ -23,8 +25,19 @@ from softq.verify.lines import (
 )
 
 SHAPES = (
-    margins, token_level, transport, unpaired, rankings, regression, distillation, demonstrations, sums, policy_gradient,
-)  # fmt: skip
+    margins,
+    divergences,
+    lengths,
+    token_level,
+    transport,
+    unpaired,
+    rankings,
+    regression,
+    distillation,
+    demonstrations,
+    sums,
+    policy_gradient,
+)
 CONTRACT: Mapping[str, Line] = {
     name: line._replace(name=name) for shape in SHAPES for name, line in shape.LINES.items()
 }

@@ -1,6 +1,8 @@
 """Pairs compared by their margin."""
 
-from plain.arithmetic import h, log_ratios, over_pairs
+import math
+
+from plain.arithmetic import h, log_ratios, over_pairs, sigmoid
 
 
 def dpo(x: dict, p: dict) -> float:
@@ -20,4 +22,39 @@ def ipo(x: dict, p: dict) -> float:
     return over_pairs(x, lambda k, w, low: (ratio[w] / size[w] - ratio[low] / size[low] - 1 / (2 * p["beta"])) ** 2)
 
 
-LOSSES = {"dpo": dpo, "ipo": ipo}
+def robust(x: dict, p: dict) -> float:
+    ratio, eps = log_ratios(x), p["label_smoothing"]
+
+    def value(k: int, w: int, low: int) -> float:
+        z = p["beta"] * (ratio[w] - ratio[low])
+        return ((1 - eps) * h(z) - eps * h(-z)) / (1 - 2 * eps)
+
+    return over_pairs(x, value)
+
+
+def hinge(x: dict, p: dict) -> float:
+    ratio = log_ratios(x)
+    return over_pairs(x, lambda k, w, low: max(0.0, 1 - p["beta"] * (ratio[w] - ratio[low])))
+
+
+def exo(x: dict, p: dict) -> float:
+    ratio, eps = log_ratios(x), p["label_smoothing"]
+
+    def value(k: int, w: int, low: int) -> float:
+        z = p["beta"] * (ratio[w] - ratio[low])
+        return sigmoid(z) * (-h(z) - math.log(1 - eps)) + sigmoid(-z) * (-h(-z) - math.log(eps))
+
+    return over_pairs(x, value)
+
+
+def discopop(x: dict, p: dict) -> float:
+    ratio = log_ratios(x)
+
+    def value(k: int, w: int, low: int) -> float:
+        u = p["beta"] * (ratio[w] - ratio[low])
+        return sigmoid(-u / p["tau"]) * h(u) + math.exp(-h(u / p["tau"]) - u)
+
+    return over_pairs(x, value)
+
+
+LOSSES = {"dpo": dpo, "ipo": ipo, "robust": robust, "hinge": hinge, "exo": exo, "discopop": discopop}
