@@ -18,16 +18,17 @@ LogPolicy = Callable[[Scored, Batch], Tensor]
 Link = Callable[[Tensor], Tensor]
 
 
-def softmax_of_reward(beta: float, *, per_token: float = 0.0) -> LogPolicy:
-    """π ∝ π_ref e^{R/β}: the soft optimum, of losses that rank by σ(R_w - R_l) (arXiv 2305.18290, eq 4).
+def softmax_of_reward(beta: float, share: float = 1.0, *, per_token: float = 0.0) -> LogPolicy:
+    """π ∝ π_ref^share e^{R/β}: the soft optimum, of losses that rank by σ(R_w - R_l) (arXiv 2305.18290, eq 4).
 
-    Where every token costs `per_token` of reward, R - per_token · |y| stands for R (arXiv 2403.19159).
+    The share is how much of the reference the scores are taken against: all, or with 0 nothing. Where every token costs
+    `per_token` of reward, R - per_token · |y| stands for R (arXiv 2403.19159).
     """
 
     def log_policy(scored: Scored, batch: Batch) -> Tensor:
         reward = batch.columns["reward"]
         cost = per_token * batch.tokens.action.sum(-1).to(reward)
-        return scored["ref_logp"].sum(-1) + (reward - cost) / beta
+        return share * scored["ref_logp"].sum(-1) + (reward - cost) / beta
 
     return log_policy
 
@@ -89,15 +90,15 @@ def demonstrated(scored: Scored, batch: Batch) -> Tensor:
     return which.bincount()[which].double().log()
 
 
-def balanced(link: Link, *, length_average: bool = False) -> LogPolicy:
+def balanced(link: Link, *, length_average: bool = False, share: float = 1.0) -> LogPolicy:
     """Of Σ weight · link(s_w - s_l), convex in the scores: solved for them, as no closed form is known.
 
-    A score s is the log-ratio L, or L/|y| with length_average. The scores of a prompt are found up to a constant by Newton's
-    method on the sum over its pairs; the constant then makes Σ_y π_ref(y) e^{L(y)} = 1.
+    A score s is the log-ratio L, or L/|y| with length_average; with share = 0, of log π without a reference. The scores of a prompt
+    are found up to a constant by Newton's method on the sum over its pairs; the constant then makes Σ_y π(y) = 1.
     """
 
     def log_policy(scored: Scored, batch: Batch) -> Tensor:
-        ref = scored["ref_logp"].sum(-1)
+        ref = share * scored["ref_logp"].sum(-1)
         size = batch.tokens.action.sum(-1).to(ref) if length_average else torch.ones_like(ref)
         result = torch.zeros_like(ref)
         for rows in _prompts(batch):

@@ -6,7 +6,7 @@ from torch import Tensor
 from softq.mdp.readouts import REF_LOGP
 from softq.objectives import weights
 from softq.objectives.fixed_points import balanced, softmax_of_reward
-from softq.objectives.links import fraction, logistic, nonnegative, positive
+from softq.objectives.links import fraction, logistic, not_negative, positive
 from softq.objectives.margins import compared, mean_log_ratio
 from softq.records import Batch, FixedPoint, Method, Scored, Term, implicit
 
@@ -50,7 +50,7 @@ def rdpo(*, beta: float = 0.1, alpha: float = 0.05) -> Method:
 
     Choose it: where judges are known to favour length, and by about how much: α from 0.005 to 1 is tried in the paper.
     """
-    cost = nonnegative("alpha", alpha) / positive("beta", beta)
+    cost = not_negative("alpha", alpha) / positive("beta", beta)
 
     def score(scored: Scored, batch: Batch) -> Tensor:
         ratio = implicit(scored, batch)

@@ -24,8 +24,8 @@ def positive(name: str, value: float) -> float:
     return value
 
 
-def nonnegative(name: str, value: float) -> float:
-    """A number that is at least 0, checked."""
+def not_negative(name: str, value: float) -> float:
+    """A number of at least 0, checked: below it a part of the loss would push the other way."""
     if not value >= 0:
         raise ValueError(f"{name} is {value}; expected {name} ≥ 0")
     return value
