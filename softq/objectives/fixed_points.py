@@ -93,8 +93,8 @@ def demonstrated(scored: Scored, batch: Batch) -> Tensor:
 def balanced(link: Link, *, length_average: bool = False, share: float = 1.0) -> LogPolicy:
     """Of Σ weight · link(s_w - s_l), convex in the scores: solved for them, as no closed form is known.
 
-    A score s is the log-ratio L, or L/|y| with length_average; with share = 0, of log π without a reference. The scores of a prompt
-    are found up to a constant by Newton's method on the sum over its pairs; the constant then makes Σ_y π(y) = 1.
+    A score s is the log-ratio L, or L/|y| with length_average; with share = 0, of log π without a reference. The scores of a
+    prompt are found up to a constant by Newton's method on the sum over its pairs; the constant then makes Σ_y π(y) = 1.
     """
 
     def log_policy(scored: Scored, batch: Batch) -> Tensor:

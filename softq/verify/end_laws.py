@@ -94,7 +94,8 @@ TOLD = {"dpo": 1.0, "reverse": -1.0}
 def _hard(line: Line) -> Finding:
     """The slope of the loss in the margin m of a hard pair: down for ever, or down to where it rests and up behind it.
 
-    Where nothing is stated of it, that a pair which is ranked wrongly is pushed the right way.
+    Where nothing is stated of it, that a pair is pushed the right way where it is ranked wrongly, or at the reference: a loss may
+    give up what is far off (apo_down).
     """
     method, beta = line.method, line.method.beta
     reference = torch.tensor([[0.3, 0.0], [0.3, 0.0]], dtype=torch.float64)
@@ -106,12 +107,13 @@ def _hard(line: Line) -> Finding:
         return slope(method, models(policy, reference, PAIR, others), batch).gradient[:, 0].sum().item()
 
     if line.rests is None or math.isinf(line.rests):
-        margins = (-3.0,) if line.rests is None else (-3.0, -1.0, 0.0, 1.0, 3.0, 10.0)
+        stated = line.rests is not None
+        margins = (-3.0, -1.0, 0.0, 1.0, 3.0, 10.0) if stated else (-3.0, 0.0)
         wrong = [m for m in margins if not downhill(max(m / beta, -60.0)) < 0]  # further off exponents may be clamped
-        grows = "grows for ever" if line.rests else "pushed the right way; where it rests is not stated"
-        return Finding(
-            len(wrong), 0, grows if not wrong else f"at margins {wrong} / β it is pushed the wrong way, or not at all"
-        )
+        off = f"at margins {wrong} / β it is pushed the wrong way, or not at all"
+        right = "grows for ever" if stated else "pushed the right way; where it rests is not stated"
+        enough = not wrong if stated else len(wrong) < len(margins)
+        return Finding(0.0 if enough else len(wrong), 0, right if enough else off)
     behind = downhill(line.rests + 0.1 / beta)  # exactly 0 where a hinge is flat
     sides = downhill(line.rests - 0.1 / beta) < 0 and behind >= 0
     return Finding(abs(downhill(line.rests)) if sides else math.inf, EXACT, f"rests at {line.rests:.3f} nats")
