@@ -250,7 +250,7 @@ def test_settings_of_what_is_off_are_no_loss_and_turning_it_on_is() -> None:
         ("colour: red", r"none of its keys \(colour\) is TRL's"),
         ("model_name_or_path: m", "which of TRL's commands was it for\\? its keys do not tell; name dpo, kto or sft"),
         ("loss_type: kto\nuse_weighting: true", "its keys are of dpo and of kto"),
-        ("loss_type: bco_pair", "loss_type 'bco_pair' is no method here yet; there are dpo, ipo"),
+        ("loss_type: kto_pair", "loss_type 'kto_pair' is no method here yet; there are dpo, ipo"),
         ("loss_type: [sigmoid, sigmoid]", "expected a weight for each, and each once"),
         ("loss_type: ipo\nuse_weighting: true", "use_weighting with another loss than sigmoid"),
         ("loss_type: sigmoid\nlearning_rate: fast", "learning_rate: 'fast' is not valid; expected a number"),
