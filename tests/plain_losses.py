@@ -1,6 +1,7 @@
 """The loss of any entry of the conformance vectors, from formulas in plain Python (tests/plain)."""
 
 from plain import (
+    anchored,
     demonstrations,
     distillation,
     divergences,
@@ -8,7 +9,9 @@ from plain import (
     margins,
     policy_gradient,
     rankings,
+    reference_free,
     regression,
+    sides,
     token_level,
     transport,
     unpaired,
@@ -19,6 +22,9 @@ SHAPES = (
     margins,
     divergences,
     lengths,
+    sides,
+    anchored,
+    reference_free,
     token_level,
     transport,
     unpaired,

@@ -10,6 +10,7 @@ from typing import Any
 from softq.verify.inputs import Family
 from softq.verify.line import Line
 from softq.verify.lines import (
+    anchored,
     demonstrations,
     distillation,
     divergences,
@@ -17,7 +18,9 @@ from softq.verify.lines import (
     margins,
     policy_gradient,
     rankings,
+    reference_free,
     regression,
+    sides,
     sums,
     token_level,
     transport,
@@ -28,6 +31,9 @@ SHAPES = (
     margins,
     divergences,
     lengths,
+    sides,
+    anchored,
+    reference_free,
     token_level,
     transport,
     unpaired,
