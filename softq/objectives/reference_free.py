@@ -14,10 +14,15 @@ from softq.objectives.fixed_points import balanced, softmax_of_reward
 from softq.objectives.links import logistic, not_negative, positive
 from softq.objectives.margins import contrast
 from softq.objectives.sums import weighted_sum
-from softq.records import Batch, FixedPoint, Method, Scored, Term, implicit
+from softq.records import Batch, FixedPoint, Method, Scored, Term
 
 CERTAIN = -1e-7
 """Nats a token: a completion is taken to be at most so likely, as the odds of what is certain are infinite."""
+
+
+def likelihood(scored: Scored, batch: Batch) -> Tensor:
+    """LP [B] in nats, also where a summand beside this one has a reference scored."""
+    return scored["logp"].sum(-1)
 
 
 def gamma_dpo(*, beta: float = 0.1, gamma: float = 0.5) -> Method:
@@ -36,9 +41,9 @@ def gamma_dpo(*, beta: float = 0.1, gamma: float = 0.5) -> Method:
         raise ValueError(f"gamma is {gamma}; expected 0 ≤ gamma ≤ 1, from no reference to DPO")
 
     def score(scored: Scored, batch: Batch) -> Tensor:
-        return (scored["logp"] - gamma * scored["ref_logp"]).sum(-1) if gamma else scored["logp"].sum(-1)
+        return (scored["logp"] - gamma * scored["ref_logp"]).sum(-1)
 
-    method = _by_score("gamma_dpo", score, lambda d: logistic(beta * d), beta)
+    method = _by_score("gamma_dpo", score if gamma else likelihood, lambda d: logistic(beta * d), beta)
     rest = FixedPoint("soft pairs", softmax_of_reward(beta, gamma))
     return method._replace(needs=(REF_LOGP,) if gamma else (), fixed_point=rest)
 
@@ -125,9 +130,9 @@ def slic(*, delta: float = 1.0, alpha: float = 0.1) -> Method:
     not_negative("alpha", alpha)
 
     def nll(scored: Scored, batch: Batch) -> Tensor:
-        return -scored["logp"].sum(-1)[batch.pairs.chosen]
+        return -likelihood(scored, batch)[batch.pairs.chosen]
 
-    calibration = _by_score("slic", implicit, lambda d: (delta - d).clamp(min=0), 1.0)
+    calibration = _by_score("slic", likelihood, lambda d: (delta - d).clamp(min=0), 1.0)
     shown = Method((Term("nll", "pair", nll, weights.per_pair),), columns=("weight",))
     return weighted_sum([(calibration, 1.0), (shown, alpha)])
 
