@@ -3,11 +3,25 @@
 from collections.abc import Mapping
 from math import inf
 
+import torch
+
+from softq.objectives.rankings import nca_k, sppo
 from softq.objectives.sides import apo_down, apo_zero, bco_pair, nca, sppo_hard
+from softq.objectives.sums import weighted_sum
+from softq.objectives.unpaired import apo_unpaired
+from softq.records import Batch, Labels, Method
 from softq.verify.inputs import PAIR_STEPS, PER_PAIR, Family
-from softq.verify.line import LOG_2, Line
+from softq.verify.line import BEST_OF_TWO, LOG_2, PLAIN, Equal, Line
+from softq.verify.tables import some_models
 
 POINTS = "each completion is held to a log-ratio of its own, and in general no distribution has them all; "
+JUDGED = Batch(PLAIN.tokens, Labels(torch.arange(8), BEST_OF_TWO.columns["reward"] > 0, torch.arange(0)))
+"""The pairs one by one: the chosen are good, the rejected bad."""
+
+
+def _same(says: str, method: Method, other: Method, step: Batch) -> tuple[Equal, ...]:
+    return (Equal(says, (method, PLAIN), (other, step), some_models()),)
+
 
 LINES: Mapping[str, Line] = {
     "nca": Line(
@@ -16,6 +30,9 @@ LINES: Mapping[str, Line] = {
         at_reference=2 * LOG_2,
         rests=inf,  # βL_w would have to reach log 2, and the reference's 57 % leave room for L_w = 0.55 only
         free=False,
+        equals=_same(
+            "it is nca_k of two, the better one sure", nca(beta=0.5), nca_k(beta=0.5, alpha=0.001), BEST_OF_TWO
+        ),
     ),
     "bco_pair": Line(
         bco_pair(beta=0.5),
@@ -30,6 +47,12 @@ LINES: Mapping[str, Line] = {
         at_reference=2.0,
         rests=1.5003357794672743,  # the root of 1/(2β) - L_w (1-p) + L_l p, p the chosen one's mass, 57 % in the reference
         free=False,
+        equals=_same(
+            "it is twice sppo with win rates 1 and 0",
+            sppo_hard(beta=0.5),
+            weighted_sum([(sppo(beta=0.5), 2.0)]),
+            BEST_OF_TWO,
+        ),
     ),
     "apo_zero": Line(
         apo_zero(beta=0.5),
@@ -37,6 +60,12 @@ LINES: Mapping[str, Line] = {
         at_reference=1.0,
         rests=inf,
         free=False,
+        equals=_same(
+            "it is twice apo_unpaired on its sides one by one",
+            apo_zero(beta=0.5),
+            weighted_sum([(apo_unpaired(beta=0.5), 2.0)]),
+            JUDGED,
+        ),
     ),
     # of one pair with all the mass, what is far wrong gets worse: no margin is stated, but the reference is pushed away from
     "apo_down": Line(
