@@ -87,8 +87,8 @@ def apo_down(*, beta: float = 0.1) -> Method:
 
     Assumes: chosen answers that are worse than what the model says by itself, and a model that has more to say than the two:
     if they share all the mass, a pair that starts ranked wrongly may get worse.
-    Rests: nowhere that is known: it is neither convex nor a sum over single completions. Clean labels part for ever from
-    the reference on.
+    Rests: nowhere inside that is known: it is bounded and not convex, and on the lab's soft labels descent gathers a prompt's
+    mass at one completion, and which depends on where it starts. Clean labels part for ever from the reference on.
     TRL: `loss_type: apo_down`, the same.
     Choose it: when the model is better than both answers of its data, which still say which is the lesser evil.
     """
