@@ -12,6 +12,7 @@ from softq.data.encode import Completion, Encoded
 from softq.data.store import Records
 from softq.lm.score import Models
 from softq.records import COLUMNS, Batch, Labels, Method, Pairs, Tokens
+from softq.training.differing import differing
 
 Source = Callable[[Models], Iterator[Batch]]
 
@@ -57,6 +58,8 @@ def batch_of(records: Sequence[Encoded], numbers: Sequence[int], method: Method)
         if method.takes == "labels+mismatched":
             raise ValueError("completions under other prompts have no stored log-probs; remove the column ref_logps")
         columns["ref_logp"] = _stored(batch.tokens, [records[i].columns["ref_logps"][k] for i, k in rows])
+    if "diff" in method.columns and method.takes == "pairs":
+        columns["diff"] = _differing(batch)
     if records[0].source is not None:
         columns["source"] = torch.tensor([records[i].source or 0 for i, _ in rows])
     return Batch(batch.tokens, batch.feedback, columns)
@@ -218,6 +221,15 @@ def _stored(tokens: Tokens, sums: Sequence[float]) -> Tensor:
     logp = torch.zeros(tokens.action.shape, dtype=torch.float64)
     logp[torch.arange(len(sums)), tokens.action.int().argmax(-1)] = torch.tensor(sums, dtype=torch.float64)
     return logp
+
+
+def _differing(batch: Batch) -> Tensor:
+    """[B, T] bool: the actions that a pair's completions do not share, whatever stands between and before them."""
+    action = batch.tokens.action.numpy()
+    said, diff = batch.tokens.ids.numpy()[:, 1:], np.zeros(action.shape, dtype=bool)
+    for w, low in zip(batch.pairs.chosen.tolist(), batch.pairs.rejected.tolist(), strict=True):
+        diff[w, action[w]], diff[low, action[low]] = differing(said[w, action[w]], said[low, action[low]])
+    return torch.from_numpy(diff)
 
 
 def _under(prompted: Completion, completion: Completion) -> Completion:
