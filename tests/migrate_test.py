@@ -142,7 +142,53 @@ def test_a_config_of_llama_factory_by_hand() -> None:
         ("loss_type: ipo", "ipo", {"beta": 0.1}),
         ("loss_type: [aot]\nlabel_smoothing: 0.1\nbeta: 1e-2", "aot", {"beta": 0.01, "label_smoothing": 0.1}),
         ("loss_type: sigmoid\nlabel_smoothing: 0.1", "dpo", {"beta": 0.1}),  # which TRL does not read there
+        ("loss_type: hinge", "hinge", {"beta": 0.1}),
+        ("loss_type: exo_pair\nlabel_smoothing: 1e-3", "exo", {"beta": 0.1, "label_smoothing": 0.001}),
+        ("loss_type: nca_pair", "nca", {"beta": 0.1}),
+        ("loss_type: robust\nlabel_smoothing: 0.2", "robust", {"beta": 0.1, "label_smoothing": 0.2}),
+        ("loss_type: bco_pair", "bco_pair", {"beta": 0.1}),
+        ("loss_type: sppo_hard\nbeta: 1e-3", "sppo_hard", {"beta": 0.001}),
+        ("loss_type: aot_unpaired", "aot_unpaired", {"beta": 0.1, "label_smoothing": 0.0}),
+        ("loss_type: apo_zero", "apo_zero", {"beta": 0.1}),
+        ("loss_type: apo_down", "apo_down", {"beta": 0.1}),
+        ("loss_type: discopop\ndiscopop_tau: 0.2", "discopop", {"beta": 0.1, "tau": 0.2}),
+        ("loss_type: discopop", "discopop", {"beta": 0.1, "tau": 0.05}),
+        ("loss_type: sigmoid_norm\nbeta: 5.0", "dpo_norm", {"beta": 5.0}),
+        ("loss_type: [sft]\nbeta: 0.1", "sft", {}),
         ("use_weighting: true", "wpo", {"beta": 0.1}),
+        ("f_divergence_type: forward_kl", "forward_kl_dpo", {"beta": 0.1}),
+        ("f_divergence_type: js_divergence", "js_dpo", {"beta": 0.1}),
+        ("f_divergence_type: alpha_divergence", "alpha_dpo", {"beta": 0.1, "alpha": 0.5}),
+        (
+            "f_divergence_type: alpha_divergence\nf_alpha_divergence_coef: '3e-1'",
+            "alpha_dpo",
+            {"beta": 0.1, "alpha": 0.3},
+        ),
+        ("ld_alpha: 0.4", "ld_dpo", {"beta": 0.1, "alpha": 0.4}),
+        (
+            "ld_alpha: 0.4\nloss_type: [sft, sigmoid]\nloss_weights: [1, 0.5]",
+            "sft+ld_dpo",
+            {"ld_dpo.beta": 0.1, "ld_dpo.alpha": 0.4, "weights": [1.0, 0.5]},
+        ),
+        (
+            "loss_type: [sigmoid, bco_pair, sft]\nloss_weights: [0.8, 0.2, 1.0]",
+            "dpo+bco_pair+sft",
+            {"dpo.beta": 0.1, "bco_pair.beta": 0.1, "weights": [0.8, 0.2, 1.0]},
+        ),
+        ("loss_type: apo_zero_unpaired\nbeta: 0.3", "apo_unpaired", {"beta": 0.3}),
+        ("cpo_alpha: 0.5", "cpo", {"beta": 0.1, "alpha": 0.5}),
+        ("loss_type: sigmoid\nsimpo_gamma: 0.5", "cpo", {"beta": 0.1, "alpha": 1.0}),
+        ("loss_type: simpo\ncpo_alpha: 0\nbeta: 2.0\nsimpo_gamma: 0.8", "simpo", {"beta": 2.0, "gamma": 0.8}),
+        (
+            "loss_type: simpo\nbeta: 2.0",
+            "simpo+sft",
+            {"simpo.beta": 2.0, "simpo.gamma": 0.5, "weights": [1.0, 1.0]},
+        ),
+        (
+            "loss_type: hinge\ncpo_alpha: 0.6\nbeta: 0.25",
+            "slic+sft",
+            {"slic.delta": 4.0, "slic.alpha": 0.0, "weights": [0.25, 0.6]},
+        ),
         ("loss_type: kto", "kto", {"beta": 0.1, "desirable_weight": 1.0, "undesirable_weight": 1.0}),
         ("desirable_weight: 1.5", "kto", {"beta": 0.1, "desirable_weight": 1.5, "undesirable_weight": 1.0}),
         ("packing: false", "sft", {}),
@@ -204,14 +250,20 @@ def test_values_that_are_said_in_another_way(text: str, values: dict[str, Any]) 
         ("fp16: true", "fp16 has no counterpart"),
         ("lr_scheduler_type: polynomial", "lr_scheduler_type: polynomial is not there; expected linear, cosine"),
         ("eval_strategy: steps\neval_steps: 0.1\ndataset_name: a/b", "eval_steps: 0.1 is a share of all steps there"),
-        ("f_divergence_type: js_divergence", "f_divergence_type: js_divergence has no counterpart"),
+        ("cpo_alpha: 0\nloss_type: hinge", "loss_type hinge: slic here is 10 times that loss"),
+        ("cpo_alpha: 1\nlabel_smoothing: 0.1", "label_smoothing 0.1: cpo has none here"),
+        (
+            "loss_type: apo_zero_unpaired\ndesirable_weight: 1.3",
+            "desirable_weight, undesirable_weight: apo_unpaired has",
+        ),
         ("datasets: [{path: a/b, fraction: 0.5}]", "datasets: fraction 0.5 of a/b has no counterpart"),
         ("env: {SECRET: abc}", "env: … has no counterpart"),
         ("load_best_model_at_end: true\ngreater_is_better: true", "greater_is_better: True: which way is better"),
     ],
 )
 def test_what_may_change_the_result_is_said_first(text: str, line: str) -> None:
-    found = read(f"model_name_or_path: m\n{text}", method="dpo")
+    told = any(key in text for key in ("cpo_alpha", "apo_zero_unpaired"))
+    found = read(f"model_name_or_path: m\n{text}", method=None if told else "dpo")
     assert [said for said in found.lost if said.startswith(line)], found.lost
     assert found.notes[0] == "may change the result:"
     assert "abc" not in "".join(found.notes)
@@ -248,9 +300,22 @@ def test_settings_of_what_is_off_are_no_loss_and_turning_it_on_is() -> None:
         ("pretrain: m", "makes it OpenRLHF's config"),
         ("method: dpo", r"softq's own \(read it with --config\)"),
         ("colour: red", r"none of its keys \(colour\) is TRL's"),
-        ("model_name_or_path: m", "which of TRL's commands was it for\\? its keys do not tell; name dpo, kto or sft"),
+        (
+            "model_name_or_path: m",
+            "which of TRL's commands was it for\\? its keys do not tell; name dpo, kto, sft, cpo or orpo",
+        ),
         ("loss_type: kto\nuse_weighting: true", "its keys are of dpo and of kto"),
-        ("loss_type: kto_pair", "loss_type 'kto_pair' is no method here yet; there are dpo, ipo"),
+        ("loss_type: sigmoids", "loss_type 'sigmoids' is no method here yet; `softq methods` lists them"),
+        ("loss_type: ipo\nf_divergence_type: js_divergence", "with another loss than sigmoid is no method here"),
+        ("loss_type: [sigmoid, ipo]\nld_alpha: 0.5", "ld_alpha with another loss than sigmoid is no method here"),
+        ("loss_type: sft\nld_alpha: 0.5", "ld_alpha with another loss than sigmoid is no method here"),
+        ("f_divergence_type: chi", "f_divergence_type 'chi' is no method here yet"),
+        ("ld_alpha: 0.5\nuse_weighting: true", "ld_alpha and use_weighting together are no method here"),
+        ("loss_type: [sigmoid, sft]\nuse_weighting: true", "use_weighting with another loss than sigmoid"),
+        ("loss_type: alphapo", "loss_type 'alphapo' of CPOTrainer is no method here"),
+        ("loss_type: simpo\nalpha: 0.2", "alpha, which is AlphaPO's, is no method here"),
+        ("loss_type: ipo\ncpo_alpha: 1", "loss_type 'ipo' of CPOTrainer is no method here"),
+        ("loss_type: kto\ncpo_alpha: 1", "its keys are of cpo and of kto"),
         ("loss_type: [sigmoid, sigmoid]", "expected a weight for each, and each once"),
         ("loss_type: ipo\nuse_weighting: true", "use_weighting with another loss than sigmoid"),
         ("loss_type: sigmoid\nlearning_rate: fast", "learning_rate: 'fast' is not valid; expected a number"),
@@ -269,7 +334,12 @@ def test_what_can_not_be_read_is_one_line(text: str, message: str) -> None:
 
 def test_the_command_says_which_trainer_and_not_which_loss() -> None:
     assert read("model_name_or_path: m\nbeta: 0.3", method="kto").method == "kto"
-    with pytest.raises(ValueError, match="for dpo, kto or sft, not for ipo"):
+    assert read("model_name_or_path: m\nbeta: 0.3", method="cpo").method == "cpo"
+    found = read("model_name_or_path: m\nbeta: 0.3\nmax_prompt_length: 128", method="orpo")
+    assert (found.method, found.values["beta"], "cache_reference" in found.values) == ("orpo", 0.3, False)
+    assert found.lost[0] == "ORPO's likelihood term is of the completion here, there of prompt and completion"
+    build(found.method, {**found.values, "output": "o", "data": ["d"]})
+    with pytest.raises(ValueError, match="for dpo, kto, sft, cpo or orpo, not for ipo"):
         read("model_name_or_path: m", method="ipo")
     with pytest.raises(ValueError, match="of stage kto, not of dpo"):
         read("stage: kto", method="dpo")
@@ -293,10 +363,12 @@ def test_the_defaults_are_those_of_trl() -> None:
     trl = pytest.importorskip("trl")
     if trl.__version__ != tables.TRL.name.split()[1]:
         pytest.skip(f"trl {trl.__version__}")
+    from trl.experimental.cpo import CPOConfig
+    from trl.experimental.orpo import ORPOConfig
     from trl.scripts.utils import DatasetMixtureConfig
 
     shared = (trl.ModelConfig, trl.ScriptArguments, DatasetMixtureConfig)
-    trainers = {"dpo": trl.DPOConfig, "kto": trl.KTOConfig, "sft": trl.SFTConfig}
+    trainers = {"dpo": trl.DPOConfig, "kto": trl.KTOConfig, "sft": trl.SFTConfig, "cpo": CPOConfig, "orpo": ORPOConfig}
     known = {*tables.TRL.read, *tables.TRL.harmless, *tables.TRL.idle}
     for name, config in trainers.items():
         fields = {field.name: field for kind in (config, *shared) for field in dataclasses.fields(kind)}
@@ -333,7 +405,17 @@ def test_the_docs_say_what_the_tables_say() -> None:
     for name in {
         name for kind in (tables.TRL, tables.FACTORY) for ours in kind.read.values() for name in ours.split(", ")
     }:
-        own = {"method", "weights", "beta", "gamma", "label_smoothing", "desirable_weight", "undesirable_weight"}
+        own = {
+            "method",
+            "weights",
+            "beta",
+            "gamma",
+            "label_smoothing",
+            "desirable_weight",
+            "undesirable_weight",
+            "alpha",
+            "tau",
+        }
         assert name in own or name.startswith("--") or name in Settings.model_fields, name
 
 

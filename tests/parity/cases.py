@@ -47,6 +47,7 @@ class Refused(NamedTuple):
     raises: str  # the kind of error, or nan
     says: str  # a part of its message
     about: str
+    ours: tuple[str, Mapping[str, Any]] | None = None  # a method that is finite there
 
 
 def _equal(ours: str, draw: Callable[[int], Step] = steps.pairs, /, **parameters: Any) -> Case:
@@ -156,6 +157,9 @@ DIFFERS: tuple[Case, ...] = (
         {"beta": 0.3, "alpha": 0.7}, "the anchor is a mean over the step's tokens, RPO's over completions' own means",
         functools.partial(_over_tokens, 0.7),
     ),
+    Case("DPOTrainer", {"loss_type": "sppo_hard", "beta": 0.3}, "sppo", {"beta": 0.3},
+         "twice SPPO's mean over both sides, with its win probabilities at 1 and 0", lambda step, ours: 2 * ours(step),
+         steps.won),
     Case("DPOTrainer", {"loss_type": "aot", "beta": 0.3}, "aot", {"beta": 0.3}, f"sorted are the pairs {PIECES}", _halves,
          halved=True),
     Case("DPOTrainer", {"loss_type": "sft"}, "sft", {}, f"the mean is over the tokens {PIECES}", _halves, halved=True),
@@ -189,6 +193,11 @@ REFUSED: tuple[Refused, ...] = (
     Refused({"loss_type": "hinge", "use_weighting": True}, "RuntimeError", "inplace", "weighting in place fails in backward"),
     Refused({"loss_type": ["sigmoid", "sft"], "use_weighting": True}, "RuntimeError", "single memory", "and before it"),
     Refused({"loss_type": "robust", "label_smoothing": 0.5}, "nan", "", "ours refuses label_smoothing from 0.5 on"),
+    Refused(
+        {"loss_type": "discopop", "beta": 1000.0}, "nan", "",
+        "e^-u and σ(u/τ) are multiplied, ∞ · 0 below u = -709 (in float32 -88); ours is exp(log σ(u/τ) - u)",
+        ("discopop", {"beta": 1000.0}),
+    ),
 )  # fmt: skip
 
 NOT_HERE: Mapping[str, str] = {

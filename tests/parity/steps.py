@@ -18,6 +18,13 @@ def pairs(seed: int, *, prompt: int = PROMPT, dtype: torch.dtype = torch.float64
     return drawn(seed, 12, Pairs(torch.arange(6), torch.arange(6, 12)), torch.arange(12) % 6, prompt, dtype)
 
 
+def won(seed: int) -> Step:
+    """The pairs, and a score of 1 for the chosen and 0 for the rejected."""
+    step = pairs(seed)
+    reward = (torch.arange(12) < 6).to(step.leaf.dtype)
+    return step._replace(batch=with_columns(step.batch, {"reward": reward}))
+
+
 def labelled(seed: int) -> Step:
     """Eight judged completions, the first good and the last bad, and four under other prompts."""
     good = torch.tensor([True, *(torch.rand(6, generator=seeded(seed)) < 0.5).tolist(), False])

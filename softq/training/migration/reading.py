@@ -210,7 +210,7 @@ def method_of(given: str, names: Mapping[str, str], key: str) -> str:
     """Our name of a loss, if there is such a method."""
     name = names.get(given, given)
     if name not in METHODS:
-        raise ValueError(f"{key} {given!r} is no method here yet; there are {', '.join(METHODS)}")
+        raise ValueError(f"{key} {given!r} is no method here yet{nearest(name, METHODS)}; `softq methods` lists them")
     return name
 
 
