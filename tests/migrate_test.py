@@ -305,7 +305,7 @@ def test_settings_of_what_is_off_are_no_loss_and_turning_it_on_is() -> None:
             "which of TRL's commands was it for\\? its keys do not tell; name dpo, kto, sft, cpo or orpo",
         ),
         ("loss_type: kto\nuse_weighting: true", "its keys are of dpo and of kto"),
-        ("loss_type: sigmoids", "loss_type 'sigmoids' is no method here yet; `softq methods` lists them"),
+        ("loss_type: kto_pair", "loss_type 'kto_pair' is no method here yet; did you mean"),
         ("loss_type: ipo\nf_divergence_type: js_divergence", "with another loss than sigmoid is no method here"),
         ("loss_type: [sigmoid, ipo]\nld_alpha: 0.5", "ld_alpha with another loss than sigmoid is no method here"),
         ("loss_type: sft\nld_alpha: 0.5", "ld_alpha with another loss than sigmoid is no method here"),

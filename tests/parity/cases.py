@@ -37,7 +37,12 @@ class Case(NamedTuple):
     @property
     def named(self) -> str:
         """Our side, in a line."""
-        return self.ours + "".join(f" {key}={value}" for key, value in self.parameters.items() if key != "beta")
+        flat = {}
+        for key, value in self.parameters.items():
+            flat |= (
+                {f"{key}.{name}": one for name, one in value.items()} if isinstance(value, Mapping) else {key: value}
+            )
+        return self.ours + "".join(f" {key}={value}" for key, value in flat.items() if key.split(".")[-1] != "beta")
 
 
 class Refused(NamedTuple):
@@ -89,7 +94,7 @@ def _over_tokens(alpha: float, step: Step, ours: Ours) -> Tensor:
 
 ONE = functools.partial(steps.pairs, prompt=1)
 SINGLE = functools.partial(steps.pairs, dtype=torch.float32)
-PIECES = "of each micro-batch, ours of the step: TRL's is the mean of ours over its micro-batches"
+PIECES = "of each micro-batch, here of the step; there the loss is the mean of ours over the micro-batches"
 SLIC = {"weights": [0.25, 0.6], "slic": {"delta": 4.0, "alpha": 0.0}, "sft": {}}
 """Of a hinge at β = 1/4: max(0, 1 - βm) = β max(0, 1/β - m)."""
 
@@ -144,7 +149,7 @@ DIFFERS: tuple[Case, ...] = (
     ),
     Case(
         "DPOTrainer", {"loss_type": "ipo", "beta": 0.3}, "ipo", {"beta": 0.3, "length_average": False},
-        "log-ratios per token, as IPO's authors confirmed: (L_w/|y_w| - L_l/|y_l| - 1/(2β))²; the paper's sums can not be had",
+        "log-ratios per token, as IPO's authors confirmed: (L_w/n_w - L_l/n_l - 1/(2β))² for n tokens; the paper's sums can not be had",
         lambda step, ours: (_per_token(step) - 1 / 0.6).square().mean(),
     ),
     Case(
@@ -190,8 +195,8 @@ REFUSED: tuple[Refused, ...] = (
         "alpha_divergence knows no float64",
     ),
     Refused({"loss_type": "aot", "use_weighting": True}, "NotImplementedError", "aot", "weighting of sorted pairs"),
-    Refused({"loss_type": "hinge", "use_weighting": True}, "RuntimeError", "inplace", "weighting in place fails in backward"),
-    Refused({"loss_type": ["sigmoid", "sft"], "use_weighting": True}, "RuntimeError", "single memory", "and before it"),
+    Refused({"loss_type": "hinge", "use_weighting": True}, "RuntimeError", "inplace", "weighting in place fails in the backward pass"),
+    Refused({"loss_type": ["sigmoid", "sft"], "use_weighting": True}, "RuntimeError", "single memory", "weighting in place fails"),
     Refused({"loss_type": "robust", "label_smoothing": 0.5}, "nan", "", "ours refuses label_smoothing from 0.5 on"),
     Refused(
         {"loss_type": "discopop", "beta": 1000.0}, "nan", "",

@@ -9,11 +9,6 @@ from trainers import Trainers
 from softq import METHODS
 
 
-@pytest.fixture(scope="module")
-def trainers(tmp_path_factory: pytest.TempPathFactory) -> Trainers:
-    return Trainers(str(tmp_path_factory.mktemp("trl")))
-
-
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.asked} / {case.named}")
 def test_the_loss_is_ours_or_what_is_said_of_it(case: Case, trainers: Trainers) -> None:
     found: list[Measured] = [measured(case, trainers, seed) for seed in (1, 2, 3)]

@@ -52,7 +52,7 @@ def _said(case: Case, trainers: Trainers) -> str:
         return f"agrees to {ours:.0e}" if ours <= AGREES else f"UNEXPLAINED: {ours:.0e}"
     explained = formula <= AGREES and ours >= REALLY
     return (
-        f"differs ({ours:.0e}): {case.differs}. TRL's is that to {formula:.0e}"
+        f"differs ({ours:.0e}): {case.differs} (TRL's is that to {formula:.0e})"
         if explained
         else f"UNEXPLAINED: {ours:.0e}"
     )
