@@ -149,7 +149,8 @@ DIFFERS: tuple[Case, ...] = (
     ),
     Case(
         "DPOTrainer", {"loss_type": "ipo", "beta": 0.3}, "ipo", {"beta": 0.3, "length_average": False},
-        "log-ratios per token, as IPO's authors confirmed: (L_w/n_w - L_l/n_l - 1/(2β))² for n tokens; the paper's sums can not be had",
+        "log-ratios per token, as IPO's authors confirmed: (L_w/n_w - L_l/n_l - 1/(2β))², n tokens; the paper's sums can "
+        "not be had",
         lambda step, ours: (_per_token(step) - 1 / 0.6).square().mean(),
     ),
     Case(
@@ -195,8 +196,10 @@ REFUSED: tuple[Refused, ...] = (
         "alpha_divergence knows no float64",
     ),
     Refused({"loss_type": "aot", "use_weighting": True}, "NotImplementedError", "aot", "weighting of sorted pairs"),
-    Refused({"loss_type": "hinge", "use_weighting": True}, "RuntimeError", "inplace", "weighting in place fails in the backward pass"),
-    Refused({"loss_type": ["sigmoid", "sft"], "use_weighting": True}, "RuntimeError", "single memory", "weighting in place fails"),
+    Refused({"loss_type": "hinge", "use_weighting": True}, "RuntimeError", "inplace", "weighting in place fails in backward"),
+    Refused(
+        {"loss_type": ["sigmoid", "sft"], "use_weighting": True}, "RuntimeError", "single memory", "weighting in place fails"
+    ),
     Refused({"loss_type": "robust", "label_smoothing": 0.5}, "nan", "", "ours refuses label_smoothing from 0.5 on"),
     Refused(
         {"loss_type": "discopop", "beta": 1000.0}, "nan", "",

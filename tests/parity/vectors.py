@@ -7,7 +7,7 @@ import torch
 from measure import AGREES, relative
 from steps import answers
 from torch import Tensor
-from trainers import Step, Trainers
+from trainers import Answers, Step, Trainers
 from ways import asked
 
 from softq.mdp.readouts import LOG_COLLISION
@@ -36,6 +36,11 @@ REASONS: Mapping[tuple[str, str], str] = {
         "grpo",
         "",
     ): "differs by design: by default the KL term is multiplied by ρ, so that its gradient is that of KL(π‖π_ref)",
+    ("discopop", "extreme margins"): "wrong: nan, since e^-u and σ(u/τ) are multiplied: ∞ · 0 far on the wrong side",
+    (
+        "forward_kl_dpo",
+        "extreme margins",
+    ): "wrong: nan, since e^-L is not clamped: ∞ - ∞ where both are far below the reference",
 }
 """Why a family's steps, or one step of it, are not what the vectors say."""
 
@@ -74,10 +79,17 @@ def _judged(entry: Entry, trainer: str, settings: Mapping[str, Any], trainers: T
     if missing:
         return None, f"cannot be reached: a pair has no {', no '.join(missing)}"
     step = step_of(entry)
+    if settings.get("f_divergence_type") == "alpha_divergence":
+        step = step._replace(policy=_single(step.policy), reference=_single(step.reference))
     off = apart(entry, trainers.loss(trainer, settings, step), step)
     family, name = entry["name"].split("/")
     reason = REASONS.get((family, name)) or REASONS.get((family, ""), "UNEXPLAINED")
     return off, "agrees" if off <= AGREES else reason
+
+
+def _single(answers: Answers) -> Answers:
+    """In float32: TRL's alpha_divergence knows no float64."""
+    return {name: value.float() for name, value in answers.items()}
 
 
 def step_of(entry: Entry) -> Step:

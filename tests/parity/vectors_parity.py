@@ -1,4 +1,4 @@
-"""The conformance vectors, odd steps written by hand: TRL gives what they say, or there is a reason. And the tables in the docs."""
+"""The conformance vectors, odd steps by hand: TRL gives what they say, or there is a reason. And the tables in the docs."""
 
 import re
 from pathlib import Path
