@@ -112,8 +112,8 @@ def step_of(entry: Entry) -> Step:
 
 def binary(logp: Tensor) -> Tensor:
     """[B, L, 2] logits under which token 0, the one that every row of these vectors took, has these log-probabilities."""
-    other = torch.log(-torch.expm1(logp.clamp(max=-1e-9)))
-    logits = torch.stack([logp, other], -1)
+    uncertain = logp.detach().clamp(max=-1e-9) + (logp - logp.detach())  # the other token keeps its gradient
+    logits = torch.stack([uncertain, torch.log(-torch.expm1(uncertain))], -1)
     return torch.cat([logits, torch.zeros_like(logits[:, :1])], 1)
 
 
