@@ -195,6 +195,9 @@ def test_a_config_of_llama_factory_by_hand() -> None:
         ("loss_type: [ipo, sigmoid]", "ipo+dpo", {"ipo.beta": 0.1, "dpo.beta": 0.1, "weights": [1.0, 1.0]}),
         ("stage: kto\nkto_chosen_weight: 2", "kto", {"beta": 0.1, "desirable_weight": 2.0, "undesirable_weight": 1.0}),
         ("stage: dpo\ndpo_label_smoothing: 0.2", "dpo", {"beta": 0.1, "label_smoothing": 0.2}),
+        ("stage: dpo\npref_loss: hinge\npref_beta: 0.2", "hinge", {"beta": 0.2}),
+        ("stage: dpo\npref_loss: simpo\npref_beta: 2.0\nref_model: r", "simpo", {"beta": 2.0, "gamma": 0.5}),
+        ("stage: dpo\npref_loss: orpo", "orpo", {"beta": 0.1}),
         ("finetuning_type: full", "sft", {}),  # its default stage
     ],
 )
@@ -202,6 +205,7 @@ def test_methods_and_what_of_theirs_they_read(text: str, method: str, own: dict[
     found = read(f"{text}\nmodel_name_or_path: m\noutput_dir: o")
     assert found.method == method
     assert {key: value for key, value in found.values.items() if key not in Settings.model_fields} == own
+    assert "reference" not in found.values
     build(method, {**found.values, "data": ["d"]})
 
 
@@ -238,6 +242,7 @@ def test_values_that_are_said_in_another_way(text: str, values: dict[str, Any]) 
 @pytest.mark.parametrize(
     ("text", "line"),
     [
+        ("stage: dpo\npref_loss: orpo", "pref_loss orpo: its NLL is the mean over the step's tokens"),
         ("neftune_noise_alpha: 5", "neftune_noise_alpha: 5 has no counterpart"),
         ("optim: adafactor", "optim: adafactor has no counterpart (AdamW is the one optimiser)"),
         ("learing_rate: 1", "learing_rate: 1 is not known to TRL 1.16.0; did you mean learning_rate?"),
@@ -262,7 +267,7 @@ def test_values_that_are_said_in_another_way(text: str, values: dict[str, Any]) 
     ],
 )
 def test_what_may_change_the_result_is_said_first(text: str, line: str) -> None:
-    told = any(key in text for key in ("cpo_alpha", "apo_zero_unpaired"))
+    told = any(key in text for key in ("cpo_alpha", "apo_zero_unpaired", "stage"))
     found = read(f"model_name_or_path: m\n{text}", method=None if told else "dpo")
     assert [said for said in found.lost if said.startswith(line)], found.lost
     assert found.notes[0] == "may change the result:"

@@ -7,6 +7,9 @@ from typing import Any
 from softq.training.migration.reading import KL_OF_THE_STEP, Reading, adapted, method_of, own_settings, precision
 from softq.training.migration.tables import FACTORY
 
+WITHOUT_REFERENCE = ("orpo", "simpo")
+"""Losses of pairs that read no reference there, nor here; a ref_model is not loaded."""
+
 
 def reading(given: Mapping[str, Any], method: str | None) -> Reading:
     """The config, for the stage that it names."""
@@ -34,6 +37,8 @@ def method(read: Reading) -> tuple[list[str], list[float]]:
     own_settings(read, names, [settings, {}][: len(names)])
     if share:
         read.lost.append(f"pref_ftx {share:g}: sft is the mean over the step's tokens, there over completions' means")
+    if name == "orpo":
+        read.lost.append("pref_loss orpo: its NLL is the mean over the step's tokens, there over completions' means")
     if read.trainer == "kto":
         read.changed.append(KL_OF_THE_STEP)
     return names, [1.0, share][: len(names)]
@@ -56,7 +61,7 @@ def model(read: Reading) -> None:
     if values["use_peft"]:
         values |= {"lora_r": read("lora_rank"), "lora_alpha": int(read("lora_alpha") or 2 * read("lora_rank"))}
         adapted(read, "lora_target")
-    if "ref_model" in read and read.trainer != "sft":
+    if "ref_model" in read and read.trainer != "sft" and read("pref_loss") not in WITHOUT_REFERENCE:
         values["reference"] = read("ref_model")
     bits = read("quantization_bit")
     values["dtype"] = "nf4" if str(bits) == "4" else "bfloat16" if read("pure_bf16") else "float32"
