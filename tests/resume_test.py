@@ -63,6 +63,7 @@ def same_weights(a: Path, b: Path) -> None:
         ("dpo", {}),
         ("dpo", {"use_peft": True, "lora_r": 4, "lr_scheduler_type": "cosine", "warmup_steps": 4}),
         ("kto", {"tokens_per_micro": 40}),
+        ("kto", {"tokens_per_micro": 40, "baseline": "dataset"}),
         ("aot", {"gradient_checkpointing": True}),
         ("sft", {"dtype": "bfloat16"}),
         ("dpo", {"reference_mixup": 0.6, "reference_every": 2}),

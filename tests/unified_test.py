@@ -3,7 +3,8 @@
     π^τ(y) = π_ref(y) e^{r(y)/τ} / Z,     Z = Σ_y π_ref(y) e^{r(y)/τ}
 
 A construction is a population loss of N logits. Where `reference` is 0 the reward alone is followed; where it is log π_ref,
-it is the posterior form. s(y) = τ (log π(y) - log π_ref(y)), and `weight` [N, N] says how often each ordered pair (i, j) is seen.
+it is the posterior form, of which softq.objectives.regression has the methods. s(y) = τ (log π(y) - log π_ref(y)), and
+`weight` [N, N] says how often each ordered pair (i, j) is seen.
 """
 
 import itertools
@@ -17,11 +18,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from softq.lm.score import Models
 from softq.mdp.soft import soft_backup
-from softq.mdp.tabular import TabularLM, difference, every_trajectory, gradient, token_tree
+from softq.mdp.tabular import difference, every_trajectory, gradient, token_tree
 from softq.objectives import METHODS
-from softq.records import Batch, Pairs
+from softq.records import Batch, Tokens
+from softq.verify.tables import models, slope
 
 
 def scores(logits: Tensor, reference: Tensor, tau: float) -> Tensor:
@@ -185,21 +186,30 @@ def test_a_low_temperature_follows_the_best_alone(tau: float) -> None:
     assert (found[2] > 1 - 1e-10) == (tau == 0.02)
 
 
-def test_the_posterior_preference_is_dpo() -> None:
-    """Loss and gradient of the method itself on the same pairs and labels, τ its β."""
-    one = token_tree([(0,)], vocabulary=4, horizon=1)
-    i, j = WEIGHT.nonzero(as_tuple=True)
-    method = METHODS["dpo"](beta=TAU)
-    columns = {"weight": WEIGHT[i, j], "label_probability": (REWARD[i] - REWARD[j]).sigmoid()}
-    batch = Batch(every_trajectory(one), Pairs(i, j), columns)
-    policy, ref = TabularLM(one, STARTS[1][None]), TabularLM(one, REFERENCES["posterior"][None])
-    scored = Models({"policy": policy, "ref": ref})(batch.tokens, method.needs)
-    (term,) = method.terms
-    loss = (term.loss(scored, batch) * term.weigh(batch)).sum()
-    loss.backward()
-    same(loss.detach(), population("preference", "posterior")(STARTS[1]) / WEIGHT.sum())
-    assert policy.table.grad is not None
-    same(policy.table.grad[0], gradient(population("preference", "posterior"), STARTS[1]) / WEIGHT.sum())
+METHODS_OF = {
+    "divergence": "kl_to_target",
+    "regression": "reward_regression",
+    "pairwise regression": "rebel",
+    "preference": "soft_preference",
+}
+
+
+@every_construction
+def test_the_method_is_the_construction_where_the_reference_draws_its_group(name: str) -> None:
+    """Ten samples, each outcome as often as π_ref says: loss and gradient are those of the whole population, in posterior form.
+
+    A pair of two of the ten rows is of outcomes i and j as often as n_i n_j; of one outcome twice, n_i (n_i - 1).
+    """
+    one, count = token_tree([(0,)], vocabulary=4, horizon=1), numbers(1.0, 4.0, 2.0, 3.0)
+    weight = (count[:, None] * count - torch.diag(count)) / 90
+    leaves, which = every_trajectory(one), torch.arange(4).repeat_interleave(count.long())
+    drawn = Tokens(leaves.ids[which], leaves.action[which], leaves.ended[which], leaves.prompt[which])
+    batch = Batch(drawn, None, {"reward": REWARD[which]})
+    of = models(STARTS[1][None], REFERENCES["posterior"][None], one)
+    found = slope(METHODS[METHODS_OF[name]](beta=TAU), of, batch)
+    loss = population(name, "posterior", weight)
+    same(found.loss, loss(STARTS[1]))
+    same(found.gradient[0], gradient(loss, STARTS[1]))
 
 
 # --- pairs that do not connect all outcomes: {0, 1} and {2, 3} ---
