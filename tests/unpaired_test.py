@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from softq.mdp.tabular import gradient
+from softq.objectives import METHODS
 from softq.objectives.unpaired import apo_unpaired, bco, kl_estimate, kto
 from softq.records import Batch, Labels, Method, Tokens, implicit
 from softq.training.loop import evaluate, train, with_columns
@@ -80,9 +81,9 @@ def test_kto_pulls_most_where_the_reward_meets_the_baseline(good: bool) -> None:
 
 @pytest.mark.parametrize("baseline", ["running", "dataset"])
 def test_a_remembered_baseline_below_zero_counts_as_zero(baseline: str) -> None:
-    at, remembered = numbers(0.7, -0.4), {f"kl_{baseline}": -0.9}
-    found = loss_of(kto(beta=2.0, baseline=baseline), step(1, 1, **remembered))(at)
-    assert found == loss_of(apo_unpaired(beta=2.0), step(1, 1))(at)
+    at, batch = numbers(0.7, -0.4), with_columns(step(1, 1), {f"kl_{baseline}": numbers(-0.9)[0]})
+    found = loss_of(METHODS["kto"](beta=2.0, baseline=baseline), batch)(at)
+    assert found == loss_of(apo_unpaired(beta=2.0), batch)(at)
 
 
 def test_for_any_shift_the_loss_of_a_good_and_a_bad_one_is_at_least_that_of_the_pair() -> None:
@@ -169,8 +170,8 @@ def test_the_mean_over_a_data_set_counts_every_mismatched_completion_once() -> N
 
 
 def test_only_a_baseline_of_the_step_couples_its_records() -> None:
-    assert [kto(baseline=name).coupled for name in ("batch", "running", "dataset")] == [True, False, False]
-    assert [bco(shift=name).coupled for name in ("batch", "running")] == [True, False]
+    assert [METHODS["kto"](baseline=name).coupled for name in ("batch", "running", "dataset")] == [True, False, False]
+    assert [METHODS["bco"](shift=name).coupled for name in ("batch", "running")] == [True, False]
     assert [method.stops for method in (kto(), bco(shift="batch"), kto(baseline="running"), bco())] == [
         True,
         True,
@@ -179,7 +180,7 @@ def test_only_a_baseline_of_the_step_couples_its_records() -> None:
     ]
     at, moved = numbers(0.2, -0.3, 0.5), numbers(0.2, -0.3, 1.5)
     for name, same in (("batch", False), ("running", True)):
-        loss = loss_of(kto(beta=1.0, baseline=name), step(1, 1, 1))
+        loss = loss_of(METHODS["kto"](beta=1.0, baseline=name), step(1, 1, 1))
         assert torch.equal(gradient(loss, at)[:2], gradient(loss, moved)[:2]) == same
         assert gradient(loss, at)[2] == 0
 
