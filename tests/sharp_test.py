@@ -16,7 +16,6 @@ from softq.objectives import METHODS, weights
 from softq.objectives.credit import group_normalised
 from softq.objectives.fixed_points import Link, balanced
 from softq.objectives.links import logistic, positive
-from softq.objectives.policy_gradient import grpo
 from softq.objectives.sums import weighted_sum
 from softq.records import Batch, Labels, Pairs, Tokens
 from softq.verify.tables import TREE, rows
@@ -89,50 +88,6 @@ def test_what_is_labelled_good_is_demonstrated() -> None:
 def test_methods_are_not_summed_with_negative_weights_or_none(by: tuple[float, float]) -> None:
     with pytest.raises(ValueError, match="expected numbers ≥ 0"):
         weighted_sum([(METHODS["dpo"](), by[0]), (METHODS["sft"](), by[1])])
-
-
-def test_a_summand_has_no_credit() -> None:
-    with pytest.raises(ValueError, match="a method with credit can not stand in a sum"):
-        weighted_sum([(METHODS["sft"](), 1.0), (grpo(), 1.0)])
-
-
-def test_summands_remember_each_its_own() -> None:
-    """A running mean of rewards and one of mismatched log-ratios, after a step, as each alone would have them."""
-    bco, kto = METHODS["bco"](beta=2.0), METHODS["kto"](baseline="running")
-    both = weighted_sum([(bco, 0.5), (kto, 2.0), (METHODS["sft"](), 1.0)])
-    assert both.takes == "labels+mismatched"
-    assert [term.unit for term in both.terms] == ["label", "label", "token"]
-    labels = Labels(torch.tensor([0, 1]), torch.tensor([True, False]), torch.tensor([2]))
-    batch = Batch(tokens(1, 1, 1), labels)
-    scored = {"logp": torch.tensor([[-1.0], [-3.0], [-0.5]]), "ref_logp": torch.tensor([[-2.0], [-2.5], [-1.5]])}
-    assert both.remember
-    after = both.remember(both.memory, scored, batch)
-    assert {name: value.item() for name, value in after.items()} == pytest.approx(
-        {"delta": 0.5, "delta_count": 2, "kl_running": 0.1}
-    )
-    assert not weighted_sum([(METHODS["dpo"](), 1.0), (METHODS["sft"](), 1.0)]).remember
-    with pytest.raises(ValueError, match="two summands remember delta, delta_count"):
-        weighted_sum([(bco, 1.0), (METHODS["bco"](beta=0.1), 1.0)])
-
-
-@pytest.mark.parametrize(
-    ("names", "takes"),
-    [
-        (("sft", "bco"), "labels"),
-        (("apo_unpaired", "kto"), "labels+mismatched"),
-        (("sft", "dpo"), "pairs"),
-        (("infonca", "sft"), "groups"),
-        (("sft",), "rows"),
-    ],
-)
-def test_a_sum_takes_what_serves_all_its_summands(names: tuple[str, ...], takes: str) -> None:
-    assert weighted_sum([(METHODS[name](), 1.0) for name in names]).takes == takes
-
-
-@pytest.mark.parametrize("names", [("dpo", "bco"), ("infonca", "dpo"), ("kto", "infonca", "sft")])
-def test_a_sum_of_different_feedback_is_refused(names: tuple[str, ...]) -> None:
-    with pytest.raises(ValueError, match=r"one batch can not be \S+ and \S+: sum methods that take the same feedback"):
-        weighted_sum([(METHODS[name](), 1.0) for name in names])
 
 
 def test_a_sum_is_coupled_if_one_summand_is_and_stops_if_one_does() -> None:

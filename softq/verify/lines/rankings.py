@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 
-from softq.objectives.margins import dpo
+from softq.objectives.margins import dpo, exo
 from softq.objectives.rankings import all_pairs, best_vs_rest, exo_k, infonca, nca_k, plackett_luce, sppo
 from softq.records import Method
 from softq.verify.inputs import GOLDEN, GROUP_STEPS, LENGTHS, SIZES, Family
@@ -40,7 +40,18 @@ LINES: Mapping[str, Line] = {
         at_reference=2 * LOG_2,
     ),
     "nca_k_1": Line(nca_k(beta=1.0, alpha=0.5), at_reference=2 * LOG_2),
-    "exo_k": Line(exo_k(beta=0.5, alpha=0.5), rests=4.0),
+    "exo_k": Line(
+        exo_k(beta=0.5, alpha=0.5),
+        rests=4.0,
+        equals=(
+            Equal(
+                "of two completions exo, with α = 1/log((1-ε)/ε)",
+                (exo_k(beta=0.7, alpha=1 / math.log(4)), BEST_OF_TWO),
+                (exo(beta=0.7, label_smoothing=0.2), PLAIN),
+                some_models(),
+            ),
+        ),
+    ),
     "plackett_luce": Line(
         plackett_luce(beta=0.7), why=DRAWN, at_reference=LOG_2, rests=math.inf, equals=_dpo_of_two(plackett_luce(beta=0.7))
     ),

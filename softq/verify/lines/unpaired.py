@@ -3,15 +3,22 @@
 import math
 from collections.abc import Mapping
 
+import torch
+
+from softq.objectives.sides import bco_pair
+from softq.objectives.sums import weighted_sum
 from softq.objectives.unpaired import apo_unpaired, bco, kto
+from softq.records import Batch, Labels
 from softq.verify.inputs import LABEL_STEPS, Family, Inputs
-from softq.verify.line import LOG_2, Line, equal
-from softq.verify.tables import some_step
+from softq.verify.line import BEST_OF_TWO, LOG_2, PLAIN, Equal, Line, equal
+from softq.verify.tables import some_models, some_step
 
 SATURATES = "it saturates: inside, what is judged bad always loses mass to what is judged good"
 ONE_SHIFT = (
     "one shift serves all prompts, and with it the probabilities of none need sum to one at the log-odds of its labels"
 )
+JUDGED = Batch(PLAIN.tokens, Labels(torch.arange(8), BEST_OF_TWO.columns["reward"] > 0, torch.arange(0)))
+"""The pairs one by one: the chosen are good, the rejected bad."""
 
 LINES: Mapping[str, Line] = {
     "kto": Line(kto(beta=0.5), why=SATURATES, at_reference=0.5, rests=math.inf),
@@ -19,7 +26,20 @@ LINES: Mapping[str, Line] = {
     "kto_dataset": Line(
         kto(beta=0.5, baseline="dataset", undesirable_weight=3.0), why=SATURATES, at_reference=1.0, rests=math.inf
     ),
-    "bco": Line(bco(beta=0.5), why=ONE_SHIFT, at_reference=LOG_2, rests=math.inf),
+    "bco": Line(
+        bco(beta=0.5),
+        why=ONE_SHIFT,
+        at_reference=LOG_2,
+        rests=math.inf,
+        equals=(
+            Equal(
+                "in its first step half of bco_pair, on the sides of pairs one by one",
+                (bco(beta=0.5), JUDGED),
+                (weighted_sum([(bco_pair(beta=0.5), 0.5)]), PLAIN),
+                some_models(),
+            ),
+        ),
+    ),
     "bco_batch": Line(bco(beta=0.5, shift="batch"), why=ONE_SHIFT, at_reference=LOG_2, rests=math.inf),
     "apo_unpaired": Line(
         apo_unpaired(beta=0.5),

@@ -1,0 +1,85 @@
+"""Weighted sums: what they take and remember, and MPO by its closed value."""
+
+import math
+
+import pytest
+import torch
+
+from softq.objectives import METHODS
+from softq.objectives.policy_gradient import grpo
+from softq.objectives.sums import weighted_sum
+from softq.records import Batch, Labels, Tokens
+from softq.verify.line import PLAIN
+from softq.verify.tables import models, slope, some_models, step_loss, table
+
+
+def tokens(rows: int) -> Tokens:
+    """Rows of one action."""
+    one = torch.ones(rows, dtype=torch.bool)
+    return Tokens(torch.zeros(rows, 2, dtype=torch.int64), one[:, None], one, torch.arange(rows))
+
+
+def test_a_summand_has_no_credit() -> None:
+    with pytest.raises(ValueError, match="a method with credit can not stand in a sum"):
+        weighted_sum([(METHODS["sft"](), 1.0), (grpo(), 1.0)])
+
+
+def test_summands_remember_each_its_own() -> None:
+    """A running mean of rewards and one of mismatched log-ratios, after a step, as each alone would have them."""
+    bco, kto = METHODS["bco"](beta=2.0), METHODS["kto"](baseline="running")
+    both = weighted_sum([(bco, 0.5), (kto, 2.0), (METHODS["sft"](), 1.0)])
+    assert both.takes == "labels+mismatched"
+    assert [term.unit for term in both.terms] == ["label", "label", "token"]
+    labels = Labels(torch.tensor([0, 1]), torch.tensor([True, False]), torch.tensor([2]))
+    batch = Batch(tokens(3), labels)
+    scored = {"logp": torch.tensor([[-1.0], [-3.0], [-0.5]]), "ref_logp": torch.tensor([[-2.0], [-2.5], [-1.5]])}
+    assert both.remember
+    after = both.remember(both.memory, scored, batch)
+    assert {name: value.item() for name, value in after.items()} == pytest.approx(
+        {"delta": 0.5, "delta_count": 2, "kl_running": 0.1}
+    )
+    assert not weighted_sum([(METHODS["dpo"](), 1.0), (METHODS["sft"](), 1.0)]).remember
+    with pytest.raises(ValueError, match="two summands remember delta, delta_count"):
+        weighted_sum([(bco, 1.0), (METHODS["bco"](beta=0.1), 1.0)])
+
+
+@pytest.mark.parametrize(
+    ("names", "takes"),
+    [
+        (("sft", "bco"), "labels"),
+        (("apo_unpaired", "kto"), "labels+mismatched"),
+        (("sft", "dpo"), "pairs"),
+        (("infonca", "sft"), "groups"),
+        (("sft",), "rows"),
+    ],
+)
+def test_a_sum_takes_what_serves_all_its_summands(names: tuple[str, ...], takes: str) -> None:
+    assert weighted_sum([(METHODS[name](), 1.0) for name in names]).takes == takes
+
+
+@pytest.mark.parametrize("names", [("dpo", "bco"), ("infonca", "dpo"), ("kto", "infonca", "sft")])
+def test_a_sum_of_different_feedback_is_refused(names: tuple[str, ...]) -> None:
+    with pytest.raises(ValueError, match=r"one batch can not be \S+ and \S+: sum methods that take the same feedback"):
+        weighted_sum([(METHODS[name](), 1.0) for name in names])
+
+
+MPO = [METHODS["dpo"](), METHODS["bco_pair"](), METHODS["sft"]()]
+
+
+def test_mpo_at_the_reference() -> None:
+    """0.8 dpo + 0.2 bco_pair + 1.0 sft (arXiv 2411.10442): 0.8 log 2 + 0.2 · 2 log 2 + the cross-entropy of the chosen."""
+    reference = table(some_models()).detach()
+    same = models(reference, reference)
+    entropy = step_loss(MPO[2], same, PLAIN).item()
+    found = step_loss(weighted_sum(list(zip(MPO, (0.8, 0.2, 1.0), strict=True))), same, PLAIN).item()
+    assert found == pytest.approx(1.2 * math.log(2) + entropy, rel=1e-12)
+
+
+def test_a_sum_is_linear_in_its_weights() -> None:
+    of = some_models()
+    parts = [slope(method, of, PLAIN) for method in MPO]
+    for weights in ((0.8, 0.2, 1.0), (0.0, 0.0, 3.0), (1.0, 0.0, 0.0)):
+        found = slope(weighted_sum(list(zip(MPO, weights, strict=True))), of, PLAIN)
+        for of_all, of_each in zip(found, zip(*parts, strict=True), strict=True):
+            wanted = sum(weight * value for weight, value in zip(weights, of_each, strict=True))
+            torch.testing.assert_close(of_all, wanted, rtol=1e-12, atol=1e-12)
