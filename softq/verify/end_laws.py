@@ -15,6 +15,8 @@ from softq.verify.tables import (
     differ,
     filled,
     models,
+    planned,
+    planned_slope,
     slope,
     some_models,
     table,
@@ -61,12 +63,13 @@ def descended(method: Method, whole: Population, start: Tensor) -> Tensor:
     more so if the gradient did not vanish.
     """
     scale = 1 / max(_steepest(method, whole, start), 1e-300)
+    step = planned(method, whole.at(start), whole.batch)
     end = start
     for rate, steps in ((0.5, 400), (0.1, 1000)) if method.stops else ((None, 400),):
         of = whole.at(start)
 
         def closure(of: Models = of) -> Tensor:
-            found = slope(method, of, whole.batch)
+            found = planned_slope(method, of, step)
             table(of).grad = scale * found.gradient
             return scale * found.loss
 
@@ -74,7 +77,7 @@ def descended(method: Method, whole: Population, start: Tensor) -> Tensor:
             [table(of)],
             lr=rate or 1.0,
             max_iter=steps,
-            tolerance_grad=1e-12,
+            tolerance_grad=1e-9,
             tolerance_change=0,
             history_size=30,
             line_search_fn=None if rate else "strong_wolfe",

@@ -102,14 +102,14 @@ def _gradient(line: Line) -> Finding | str:
     """Central differences at the entries that move the loss most; good to about 1e-9 in float64."""
     narrow = 1 / max(1.0, line.method.beta)  # where β is large, only small log-ratios do not saturate
     seeds = (2, 3, 4, 5)  # KTO's baseline is 0 at some
-    off = max(_slope_error(line.method, some_models(seed, scale=narrow), 1e-5 * narrow) for seed in seeds)
+    batch = some_step(line.method)
+    off = max(_slope_error(line.method, batch, some_models(seed, scale=narrow), 1e-5 * narrow) for seed in seeds)
     if line.method.stops:
         return f"a part is held constant by definition: {off:.1e} of the gradient"
     return Finding(off, 1e-6)
 
 
-def _slope_error(method: Method, of: Models, step: float) -> float:
-    batch = some_step(method)
+def _slope_error(method: Method, batch: Batch, of: Models, step: float) -> float:
     found = slope(method, of, batch).gradient
     logits, off = table(of), 0.0
     for s, a in (found.abs() > 0.2 * found.abs().max()).nonzero().tolist()[:4]:

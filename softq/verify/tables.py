@@ -10,7 +10,7 @@ from softq.lm.score import Models
 from softq.mdp.tabular import TabularLM, TokenTree, every_trajectory, random_table, token_tree
 from softq.records import COLUMNS, Batch, Labels, Method, Pairs, Tokens, no_credit, take
 from softq.training.loop import with_columns
-from softq.training.plan import losses, plan, scored_by
+from softq.training.plan import Plan, losses, plan, scored_by
 from softq.verify.law import apart
 
 TREE = token_tree([(0, 1), (2,), (1, 1, 0)], vocabulary=4, horizon=3, end=3)
@@ -53,8 +53,17 @@ def table(of: Models) -> nn.Parameter:
 
 def slope(method: Method, of: Models, batch: Batch, tokens_per_micro: int = WHOLE) -> Slope:
     """Loss and gradient of one step, cut as training cuts it into parts of at most so many states."""
+    return planned_slope(method, of, planned(method, of, batch, tokens_per_micro))
+
+
+def planned(method: Method, of: Models, batch: Batch, tokens_per_micro: int = WHOLE) -> Plan:
+    """A step cut into parts. Of one part, the cut is the same wherever the policy is."""
+    return plan(method, of, with_columns(batch, method.memory), tokens_per_micro=tokens_per_micro)
+
+
+def planned_slope(method: Method, of: Models, planned: Plan) -> Slope:
+    """Loss and gradient of a step that is cut already."""
     of.zero_grad()
-    planned = plan(method, of, with_columns(batch, method.memory), tokens_per_micro=tokens_per_micro)
     parts = []
     for micro in planned.micros:
         share = micro.share(scored_by(of, micro.batch, method))
