@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from calls import called
 
+from softq.cli import verify as cli
 from softq.records import Method
 from softq.training.settings import build
 from softq.verify import suite
@@ -66,13 +67,17 @@ def own(here: Path) -> str:
     return (here / "name").read_text()
 
 
-def test_the_table_of_everything_is_green(capsys: pytest.CaptureFixture) -> None:
+def test_the_table_of_everything_is_green(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the whole theory and a method of each kind of data; that every line keeps every law, contract_test says."""
+    first = {line.method.takes: name for name, line in reversed(CONTRACT.items())}
+    some = {name: line for name, line in CONTRACT.items() if name in first.values()}
+    monkeypatch.setattr(cli, "CONTRACT", some)
     code, said, _ = called(["verify"], capsys)
     assert code == 0
     words = " ".join(said.split())
     for law in (*THEORY_LAWS, *METHOD_LAWS):
         assert f" {law.name} {law.holds}" in words
-    for subject in (*TABLES, *CONTRACT):
+    for subject in (*TABLES, *some):
         assert f"\n{subject} " in said
     assert "all green; nearest to its bound: " in said
 

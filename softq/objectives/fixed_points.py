@@ -208,7 +208,10 @@ def _stationary_scores(link: Link, batch: Batch, rows: Tensor) -> Tensor:
     for _ in range(200):
         margin = score[chosen] - score[rejected]
         first, second = torch.func.jvp(rises, (margin,), (torch.ones_like(margin),))
-        bend, slope = apart.mT @ ((weight * second)[:, None] * apart) + pin, apart.mT @ (weight * first) + pin * score.sum()
+        bend, slope = (
+            apart.mT @ ((weight * second)[:, None] * apart) + pin,
+            apart.mT @ (weight * first) + pin * score.sum(),
+        )
         curvature = torch.linalg.eigvalsh(bend)
         if not curvature[0] > 1e-13 * curvature[-1]:
             raise ArithmeticError("the link is not strictly convex: no one distribution is where the pairs balance")
