@@ -1,8 +1,6 @@
 """softq train, as a person calls it: files of other libraries, options of a call, sweeps, and what comes of them."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -168,11 +166,13 @@ def test_a_file_without_an_output_names_none(
     assert (code, error) == (2, "softq: --output is missing\n")
 
 
-def test_a_tracker_that_is_not_installed_is_one_line_in_a_fresh_process(tmp_path: Path) -> None:
-    words = "train dpo --model m --data d --output o --report-to trackio".split()
-    found = subprocess.run([sys.executable, "-m", "softq", *words], cwd=tmp_path, capture_output=True, text=True)
-    assert found.returncode == 2
-    assert found.stderr == "softq: --report-to trackio: trackio is not installed; pip install 'softq[trackio]'\n"
+def test_a_tracker_that_is_not_installed_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, said, error = called("train dpo --model m --data d --output o --report-to trackio".split(), capsys)
+    assert (code, said) == (2, "")
+    assert error == "softq: --report-to trackio: trackio is not installed; pip install 'softq[trackio]'\n"
 
 
 def test_the_time_left_goes_by_the_steps_of_this_call(monkeypatch: pytest.MonkeyPatch) -> None:
