@@ -1,5 +1,6 @@
 """The command line as a person meets it: help, dry runs, and one line and an exit code for each mistake."""
 
+import itertools
 import json
 import subprocess
 import sys
@@ -32,13 +33,60 @@ def test_the_face_of_the_package() -> None:
         _ = softq.nothing  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def test_methods_lists_every_method(capsys: pytest.CaptureFixture) -> None:
+@pytest.mark.parametrize("columns", [80, 120])
+def test_methods_lists_every_method(
+    columns: int, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a line of its own with its paper; no word is cut; what is coupled says so."""
     from softq.objectives import METHODS
 
+    monkeypatch.setenv("COLUMNS", str(columns))
     code, out, _ = called(["methods"], capsys)
     assert code == 0
-    assert all(name in out for name in METHODS)
-    assert "2305.18290" in out
+    lines = out.splitlines()
+    assert max(map(len, lines)) <= columns
+    starts = [next(n for n, line in enumerate(lines) if line.split()[:1] == [name]) for name in METHODS]
+    assert "2305.18290" in lines[starts[0]]
+    for name, start in zip(METHODS, starts, strict=True):
+        method = METHODS[name]()
+        block = [lines[start], *itertools.takewhile(lambda line: line.startswith("  "), lines[start + 1 :])]
+        words = " ".join(block).split()
+        assert set(METHODS[name].__kwdefaults__ or ()) <= {word.partition("=")[0] for word in words}, name
+        assert {readout.name for readout in method.needs} <= set(words), name
+        assert ("coupled" in words) == method.coupled, name
+        assert method.takes.partition("+")[0] in {word.strip(",") for word in words}, name
+
+
+def test_the_page_of_a_method(tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    code, out, _ = called(["methods", "kto", "--beta", "0.3"], capsys)
+    assert code == 0
+    for said in (
+        "arXiv 2402.01306",
+        "beta=0.3",
+        "labels+mismatched: prompt",
+        "the gradient of a record depends",
+        "scores/*",
+    ):
+        assert said in " ".join(out.split()), said
+    (tmp_path / "own_page.py").write_text(
+        "from softq import METHODS\n\n\ndef mine(size: float):\n    'Mine: as ipo.'\n    return METHODS['ipo'](beta=size)\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    code, out, _ = called(["methods", "own_page:mine", "--size", "0.5", "--pages", str(tmp_path / "made")], capsys)
+    assert code == 0
+    assert {path.name for path in (tmp_path / "made").iterdir()} == {"own_page.mine.md", "own_page.mine.svg"}
+    assert "at 1 nats" in (tmp_path / "made/own_page.mine.md").read_text(encoding="utf-8")
+    for words, said in (
+        (["kt"], "no method 'kt'; did you mean kto?"),
+        (["dpo+sft"], "dpo+sft is a sum; its summands have pages: softq methods dpo"),
+        (["dpo", "--learning-rate", "1"], "--learning-rate: no setting of dpo"),
+        (["dpo", "--pages", str(tmp_path / "own_page.py")], "is a file; expected a directory"),
+        (["own_page:mine"], "--size is missing"),
+        (["--page", "x"], "softq methods takes no '--page'"),
+    ):
+        code, _, err = called(["methods", *words], capsys)
+        assert (code, len(err.splitlines())) == (2, 1), words
+        assert said in err
 
 
 def test_help_of_train_names_every_setting(capsys: pytest.CaptureFixture) -> None:
