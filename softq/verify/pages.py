@@ -29,6 +29,7 @@ SYMBOLS = (
     "L(y) = Σ_t log π/π_ref of a completion, m = L(chosen) - L(rejected), h(z) = -log σ(z), LP(y) = Σ_t log π, |y| the number "
     "of its tokens."
 )
+ARXIV = "https://arxiv.org/abs/"
 PAPER = re.compile(r"arXiv (\d{4}\.\d{4,5})")
 
 
@@ -200,9 +201,9 @@ def index(shapes: Mapping[str, Sequence[Page]]) -> str:
     ]
     for heading, pages in shapes.items():
         rows = [
-            f"| [{page.name}]({file_name(page.name)}.md) | {f'[{page.paper}](https://arxiv.org/abs/{page.paper})' if page.paper else ''} "
-            f"| {_cell(page.formula)} | {page.method.takes}{', coupled' if page.method.coupled else ''} |"
-            for page in pages
+            f"| [{p.name}]({file_name(p.name)}.md) | {f'[{p.paper}]({ARXIV}{p.paper})' if p.paper else ''} "
+            f"| {_cell(p.formula)} | {p.method.takes}{', coupled' if p.method.coupled else ''} |"
+            for p in pages
         ]
         lines += [f"## {linked(heading)}", "\n".join(["| method | arXiv | loss | takes |", "|---|---|---|---|", *rows])]
         lines.append("\n".join(f"[![{p.name}]({file_name(p.name)}.svg)]({file_name(p.name)}.md)" for p in pages))
@@ -218,7 +219,7 @@ def linked(text: str) -> str:
     """Plain text as Markdown: what would be mark-up is escaped outside `code`, and papers are links."""
     parts = text.split("`")
     parts[::2] = (re.sub(r"[*<~\[\]\\]", r"\\\g<0>", part) for part in parts[::2])
-    return PAPER.sub(r"[arXiv \1](https://arxiv.org/abs/\1)", "`".join(parts))
+    return PAPER.sub(rf"[arXiv \1]({ARXIV}\1)", "`".join(parts))
 
 
 def _cell(text: str) -> str:
