@@ -43,7 +43,7 @@ def test_a_docstring_has_a_paper_a_formula_and_four_paragraphs(name: str) -> Non
 def test_it_rests_nowhere_if_the_lab_knows_no_place(name: str) -> None:
     line = of(name).line
     nowhere = line.method.fixed_point is None and (line.rests is None or math.isinf(line.rests))
-    assert of(name).labelled["Rests"].startswith("nowhere") == nowhere
+    assert of(name).labelled["Rests"].startswith("nowhere:") == nowhere
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -73,9 +73,9 @@ def test_numbers_are_short() -> None:
 
 def test_words_can_not_break_the_picture() -> None:
     said = '<b> & "q"'
-    root = ET.fromstring(plot([Panel(said, [Series(said, [0, 1], [0, 1])])], axis=said, label=said))
+    root = ET.fromstring(plot([Panel(said, [Series(said, [0, 1], [0, 1])])], axis=said, label=said, title=said))
     texts = [text.text for text in root.iter(f"{SVG}text")]
-    assert texts.count(said) == 3
+    assert texts.count(said) == 4
     assert root.get("aria-label") == said
 
 

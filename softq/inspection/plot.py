@@ -10,12 +10,12 @@ from typing import Literal, NamedTuple
 
 EDGE, TICKS, GAP = 12.0, 40.0, 12.0  # px: around everything, for the numbers left of a panel, between panels
 LEGEND, TITLE, TOP, BOTTOM = 20.0, 39.0, 46.0, 40.0  # px: base lines from above; where panels begin and end
-LETTER = 6.1  # px, the mean width of a letter of the legend
+LETTER = 6.7  # px, what a letter of the legend takes in a wide font
 MOST = {"x": 5, "y": 4}  # ticks
 STYLE = (
     ".plot text{font:11px system-ui,-apple-system,'Segoe UI',Roboto,'Helvetica Neue',Arial,sans-serif;fill:#1f2933;"
     "font-variant-numeric:tabular-nums}"
-    ".plot .soft{fill:#5b6b7a}.plot .paper{fill:#fff;stroke:#d9e0e6}.plot path{fill:none}"
+    ".plot .title{font-weight:600}.plot .soft{fill:#5b6b7a}.plot .paper{fill:#fff;stroke:#d9e0e6}.plot path{fill:none}"
     ".plot .grid{stroke:#e6ebef}.plot .zero{stroke:#9aa7b3}"
     ".plot .first{stroke:#0072b2}.plot .second{stroke:#d55e00;stroke-dasharray:5 2.5}.plot .other{stroke:#cdd5db}"
     ".plot .line{stroke-width:1.9;stroke-linejoin:round}.plot .other.line{stroke-width:4.5}"
@@ -67,8 +67,13 @@ class Frame(NamedTuple):
         return self.height * min(max(part, -50.0), 50.0)
 
 
-def plot(panels: Sequence[Panel], *, axis: str, label: str, width: int = 420, height: int = 180) -> str:
-    """The picture: panels side by side; `axis` says what x is, with its unit; `label` is read to who can not see it."""
+def plot(
+    panels: Sequence[Panel], *, axis: str, label: str, title: str = "", width: int = 420, height: int = 180
+) -> str:
+    """The picture: panels side by side; `axis` says what x is, with its unit; `label` is read to who can not see it.
+
+    The legend names each curve once, after the title.
+    """
     each = (width - 2 * EDGE - (len(panels) - 1) * GAP) / len(panels)
     body = []
     for number, panel in enumerate(panels):
@@ -83,7 +88,7 @@ def plot(panels: Sequence[Panel], *, axis: str, label: str, width: int = 420, he
             f'<svg xmlns="http://www.w3.org/2000/svg" class="plot" {head}>',
             f"<style>{STYLE}</style>",
             f'<rect class="paper" x="0.5" y="0.5" width="{width - 1}" height="{height - 1}" rx="8"/>',
-            *_legend(named),
+            *_legend(title, named),
             *body,
             _text(width / 2, height - 11, axis, "soft", "middle"),
             "</svg>",
@@ -166,12 +171,15 @@ def _path(frame: Frame, one: Series) -> str:
     return "".join(parts)
 
 
-def _legend(named: Mapping[str, Kind]) -> Iterator[str]:
+def _legend(title: str, named: Mapping[str, Kind]) -> Iterator[str]:
     x = EDGE
+    if title:
+        yield _text(x, LEGEND, title, "title")
+        x += LETTER * len(title) + 14
     for name, kind in named.items():
         yield f'<path class="{kind} line" d="M{_px(x)} {_px(LEGEND - 4)}h20"/>'
         yield _text(x + 25, LEGEND, name)
-        x += 25 + LETTER * len(name) + 14
+        x += 25 + LETTER * len(name) + 12
 
 
 def _text(x: float, y: float, words: str, kind: str = "", anchor: str = "") -> str:

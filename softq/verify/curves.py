@@ -24,7 +24,8 @@ POINTS = 49  # a curve's; four a unit of β m
 OPEN = token_tree([(0,), (1,)], vocabulary=3, horizon=1)
 CLOSED = token_tree([(0,)], vocabulary=2, horizon=1)
 
-Shares = tuple[float, float]  # of x: by how much the L of each side moves
+Shares = tuple[float, float]  # how much of x the L of each side is, or where it starts, in nats
+Walk = Callable[[float], tuple[float, float]]  # x -> loss, gradient
 Place = Callable[[float], tuple[Tensor, Tensor]]  # x -> the policy's logits [S, V], and their derivative in x
 
 
@@ -57,22 +58,32 @@ class Road(NamedTuple):
     batch: Batch
     at: Place
     by: Shares = (0.5, -0.5)
+    start: Shares = (0.0, 0.0)
 
 
-def curves(method: Method, reach: float = REACH) -> Curves:
-    """The curves of a method, over ±reach/β nats around the reference; or a tenth, as often as next to nothing happens there."""
+def curves(method: Method, reach: float = REACH, aside: float = 0.0) -> Curves:
+    """The curves of a method, over ±reach/β nats around the reference.
+
+    The range is a tenth, as often as next to nothing happens in it; and if one side alone does nothing at all, the other one
+    waits at `aside`/β on its way, not where it started.
+    """
     span = reach / method.beta
-    axis, roads = _roads(method, span)
+    axis, roads = _roads(method, span, aside)
     xs = _range(span)
     if method.takes == "rows":
         xs = [min(x, -1e-9) for x in xs if x < 1e-9]
-    own = [_curve(method, road, xs) for road in roads]
-    if reach > 1e-3 and all(sum(abs(g) > max(map(abs, one.gradient)) / 100 for g in one.gradient) < 10 for one in own):
-        return curves(method, reach / 10)
-    compared = method.takes in {"pairs", "groups"}
-    return Curves(
-        axis, method.beta, reach, own, [_dpo(method.beta, span, road.by) for road in roads] if compared else []
-    )
+    walks = [_walk(method, road) for road in roads]
+    own = [_curve(road.name, xs, walk) for road, walk in zip(roads, walks, strict=True)]
+    steepest = [max(map(abs, one.gradient)) for one in own]
+    steep = max(steepest)
+    if reach > 1e-3 and steep and all(sum(abs(g) > steep / 100 for g in one.gradient) < 10 for one in own):
+        return curves(method, reach / 10, aside)
+    if not aside and steep > 1e6 * min(steepest):
+        return curves(method, reach, 1.0)
+    own = [_finer(one, walk) for one, walk in zip(own, walks, strict=True)]
+    own = [one._replace(rests=list(_rests(one, walk, steep))) for one, walk in zip(own, walks, strict=True)]
+    compared = roads if method.takes in {"pairs", "groups"} else []
+    return Curves(axis, method.beta, reach, own, [_dpo(method.beta, span, road.by, road.start) for road in compared])
 
 
 def _range(span: float) -> list[float]:
@@ -80,39 +91,56 @@ def _range(span: float) -> list[float]:
 
 
 @cache
-def _dpo(beta: float, span: float, by: Shares) -> Curve:
-    """dpo's curve, where the sides move by these shares of x; the same on both tables."""
-    return _curve(METHODS["dpo"](beta=beta), _open("", _batch("pairs", OPEN), span, by), _range(span))
+def _dpo(beta: float, span: float, by: Shares, start: Shares) -> Curve:
+    """dpo's curve, where the sides move so; the same on both tables."""
+    road = _open("", _batch("pairs", OPEN), span, by, start)
+    return _curve("", _range(span), _walk(METHODS["dpo"](beta=beta), road))
 
 
-def _curve(method: Method, road: Road, xs: list[float]) -> Curve:
-    start = models(road.reference, road.reference, road.tree)
-    batch = filled(method, road.batch, start)
+def _curve(name: str, xs: list[float], walk: Walk) -> Curve:
+    loss, gradient = (list(values) for values in zip(*map(walk, xs), strict=True))
+    return Curve(name, xs, loss, gradient, [])
+
+
+def _finer(curve: Curve, walk: Walk, rounds: int = 5) -> Curve:
+    """More points where the gradient changes by much from one to the next: edges, and whatever is narrow."""
+    some = (max(curve.gradient) - min(curve.gradient)) / 8
+    steps = pairwise(zip(curve.x, curve.gradient, strict=True))
+    between = [(x + y) / 2 for (x, before), (y, after) in steps if abs(after - before) > some]
+    if not rounds or not between or not some:
+        return curve
+    more = _curve(curve.name, between, walk)
+    points = sorted(zip(curve.x + more.x, curve.loss + more.loss, curve.gradient + more.gradient, strict=True))
+    x, loss, gradient = (list(values) for values in zip(*points, strict=True))
+    return _finer(Curve(curve.name, x, loss, gradient, []), walk, rounds - 1)
+
+
+def _walk(method: Method, road: Road) -> Walk:
+    batch = filled(method, road.batch, models(road.reference, road.reference, road.tree))
 
     def at(x: float) -> tuple[float, float]:
         policy, direction = road.at(x)
         found = slope(method, models(policy, road.reference, road.tree), batch)
         return float(found.loss), float((found.gradient * direction).sum())
 
-    loss, gradient = (list(values) for values in zip(*map(at, xs), strict=True))
-    return Curve(road.name, xs, loss, gradient, list(_rests(xs, gradient, lambda x: at(x)[1])))
+    return at
 
 
-def _rests(xs: list[float], gradient: list[float], slope_at: Callable[[float], float]) -> Iterator[float]:
-    """Where a gradient below 0 rises through it, or is 0 from there on, by bisection."""
-    steep = 1e-9 * max(map(abs, gradient))
-    known = [
-        (x, g) for x, g in zip(xs, gradient, strict=True) if abs(g) > steep or g == 0
-    ]  # what lies between is rounding
-    for (low, before), (high, after) in pairwise(known):
-        if before < 0 <= after:
+def _rests(curve: Curve, walk: Walk, steep: float) -> Iterator[float]:
+    """Where a gradient below 0 rises through it, or is 0 behind an edge, by bisection. What is not steep is rounding."""
+    known = [(x, g) for x, g in zip(curve.x, curve.gradient, strict=True) if abs(g) > 1e-9 * steep or g == 0]
+    for n, ((low, before), (high, _)) in enumerate(pairwise(known)):
+        after = next((g for _, g in known[n + 1 :] if g), 0.0)
+        if before < 0 <= after and known[n + 1][1] >= 0:
             for _ in range(50):
                 middle = (low + high) / 2
-                low, high = (middle, high) if slope_at(middle) < 0 else (low, middle)
-            yield high
+                low, high = (middle, high) if walk(middle)[1] < 0 else (low, middle)
+            edge = curve.x[1] - curve.x[0]
+            if after > 0 or walk(high - edge / 100)[1] < -1e-3 * steep:  # else it only fades away
+                yield high
 
 
-def _roads(method: Method, span: float) -> tuple[str, list[Road]]:
+def _roads(method: Method, span: float, aside: float) -> tuple[str, list[Road]]:
     """What x is, and the roads of a method."""
     if method.takes == "rows":
         return "log π of the completion", [_alone(method)]
@@ -128,32 +156,35 @@ def _roads(method: Method, span: float) -> tuple[str, list[Road]]:
     batch = _batch(method.takes, OPEN)
     if _of_the_margin(method, batch, span):
         return margin, [_open("", batch, span, (0.5, -0.5))]
-    sides = ((better, (1.0, 0.0)), (worse, (0.0, 1.0)))
-    return "L = log π/π_ref of one side, the other’s at 0", [_open(name, batch, span, by) for name, by in sides]
+    off = aside / method.beta
+    sides = [
+        _open(better, batch, span, (1.0, 0.0), (0.0, -off)),
+        _open(worse, batch, span, (0.0, 1.0), (off, 0.0)),
+    ]
+    return f"L = log π/π_ref of one side, the other’s at {f'∓{aside:g}/β' if aside else '0'}", sides
 
 
 def _of_the_margin(method: Method, batch: Batch, span: float) -> bool:
     """Whether the loss stays the same where both sides move alike."""
-    apart = (_curve(method, _open("", batch, span, (share, share - 1)), [-span / 2, span / 3]) for share in (0.9, 0.2))
-    one, other = (curve.loss for curve in apart)
-    return all(math.isclose(a, b, rel_tol=1e-6, abs_tol=1e-12) for a, b in zip(one, other, strict=True))
+    one, other = (_walk(method, _open("", batch, span, (share, share - 1))) for share in (0.9, 0.2))
+    return all(math.isclose(one(x)[0], other(x)[0], rel_tol=1e-6, abs_tol=1e-12) for x in (-span / 2, span / 3))
 
 
-def _open(name: str, batch: Batch, span: float, by: Shares) -> Road:
-    """L of the first token is by[0] · x and of the second by[1] · x; a third token holds the rest, nearly all."""
+def _open(name: str, batch: Batch, span: float, by: Shares, start: Shares = (0.0, 0.0)) -> Road:
+    """L of the first two tokens is start + by · x; a third token holds the rest, nearly all."""
     rare = -span - 2  # nats: L of either may be `span`
     reference = torch.tensor([[rare, rare, math.log1p(-2 * math.exp(rare))]] * 2, dtype=torch.float64)
 
     def at(x: float) -> tuple[Tensor, Tensor]:
-        one, other = (rare + part * x for part in by)
-        rest = 1 - math.exp(one) - math.exp(other)
-        third = -(math.exp(one) * by[0] + math.exp(other) * by[1]) / rest
+        logp = [rare + begin + share * x for begin, share in zip(start, by, strict=True)]
+        rest = 1 - sum(map(math.exp, logp))
+        third = -sum(math.exp(one) * share for one, share in zip(logp, by, strict=True)) / rest
         policy, direction = reference.clone(), torch.zeros_like(reference)
-        policy[0] = torch.tensor([one, other, math.log(rest)], dtype=torch.float64)
+        policy[0] = torch.tensor([*logp, math.log(rest)], dtype=torch.float64)
         direction[0] = torch.tensor([*by, third], dtype=torch.float64)
         return policy, direction  # the second prompt stands still
 
-    return Road(name, OPEN, reference, batch, at, by)
+    return Road(name, OPEN, reference, batch, at, by, start)
 
 
 def _closed(method: Method) -> Road:

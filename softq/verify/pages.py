@@ -126,6 +126,7 @@ def scored(method: Method) -> str:
     if method.reward is implicit:
         return f"{rewards}; scores/*, what the loss trains, is the same"
     what = " ".join((inspect.getdoc(method.reward) or "the method's own").split("\n\n")[0].split()).rstrip(".")
+    what = re.sub(r"^\[B\]:? ?|(?<= )\[B\] ", "", what)
     return f"{rewards}; scores/*, what the loss trains, is β times {what}"
 
 
@@ -157,7 +158,8 @@ def drawn(page: Page) -> tuple[str, str]:
         Panel(title, list(_series(page.name, found, pick)))
         for title, pick in (("loss", lambda curve: curve.loss), ("gradient, per nat", lambda curve: curve.gradient))
     ]
-    picture = plot(panels, axis=axis, label=f"Loss and gradient of {page.name} against {found.axis}")
+    label, title = f"Loss and gradient of {page.name} against {found.axis}", page.name if len(found.own) > 1 else ""
+    picture = plot(panels, axis=axis, label=label, title=title)
     rests = [f"{curve.name} {x:.4g}".strip() for curve in found.own for x in curve.rests]
     return picture, f"Dots: where descent comes to rest, at {', '.join(rests)} nats." if rests else ""
 
@@ -166,9 +168,16 @@ def _series(name: str, found: Curves, pick: Callable[[Curve], Sequence[float]]) 
     kinds: Sequence[Kind] = ("first", "second")
     for curve, kind in zip(found.own, kinds, strict=False):
         dots = [(x, _at(curve.x, pick(curve), x)) for x in curve.rests]
-        yield Series(f"{name}: {curve.name}" if curve.name else name, curve.x, pick(curve), kind, dots)
-    for curve in found.dpo if name != "dpo" else []:
-        yield Series("dpo, same β", curve.x, pick(curve), "other")
+        yield Series(curve.name or name, curve.x, pick(curve), kind, dots)
+    of_like_size = 1 / 15 < _height(found.dpo) / (_height(found.own) or 1) < 2.5
+    for curve in found.dpo if name != "dpo" and of_like_size else []:
+        yield Series("dpo", curve.x, pick(curve), "other")
+
+
+def _height(drawn: Sequence[Curve]) -> float:
+    """From the least loss to the largest."""
+    losses = [loss for curve in drawn for loss in curve.loss] or [0.0]
+    return max(losses) - min(losses)
 
 
 def _at(xs: Sequence[float], ys: Sequence[float], x: float) -> float:
