@@ -1,7 +1,7 @@
 """The page of a method, made from its docstring, its signature, its line of the contract and its curves.
 
-A docstring is a first line (name, paper, formula), free paragraphs, and four that begin with a label: Assumes, Rests, TRL and
-Choose it. A reward function says in its docstring what scores/* is and its unit; `implicit` is the one that needs none.
+A docstring is a first paragraph (name, paper, formula), free ones, and four that begin with a label: Assumes, Rests, TRL and
+Choose it. A reward function says in its docstring what scores/* is, and its unit; of `implicit` that is known.
 """
 
 import inspect
@@ -18,6 +18,8 @@ from softq.verify.curves import Curve, Curves, curves
 from softq.verify.line import Line
 
 LABELS = ("Assumes", "Rests", "TRL", "Choose it")
+PARAGRAPH = re.compile(rf"\n\s*\n|\n(?=(?:{'|'.join(LABELS)}):\s)")
+"""Where a paragraph begins: after an empty line, or at a label."""
 TAKES: Mapping[str, str] = {
     "pairs": "prompt, chosen, rejected",
     "groups": "prompt, completions, scores; or pairs, with scores 1 and 0",
@@ -46,8 +48,8 @@ class Page(NamedTuple):
 
     @property
     def paper(self) -> str:
-        """The arXiv number of the first line, or nothing."""
-        found = PAPER.search(self.head)
+        """The arXiv number of the first line, or else the first one in the prose, or nothing."""
+        found = PAPER.search(" ".join([self.head, *self.prose]))
         return found[1] if found else ""
 
     @property
@@ -59,7 +61,7 @@ class Page(NamedTuple):
 def page(name: str, make: Callable[..., Method], method: Method, given: Mapping[str, object] | None = None) -> Page:
     """The page of what `make` made: with these settings, or else its defaults."""
     whole = inspect.getdoc(make) or "It has no docstring."
-    head, *rest = (" ".join(paragraph.split()) for paragraph in re.split(r"\n\s*\n", whole))
+    head, *rest = (" ".join(paragraph.split()) for paragraph in PARAGRAPH.split(whole))
     labelled = {label: text[len(label) + 2 :] for text in rest for label in LABELS if text.startswith(f"{label}: ")}
     prose = tuple(text for text in rest if not any(text.startswith(f"{label}:") for label in LABELS))
     line = Line(method) if given and settings(make, given) != settings(make) else _line(name, method)
