@@ -6,7 +6,7 @@ one loses the other gains: for losses that read more of a state than one token, 
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from itertools import pairwise
 from typing import NamedTuple
@@ -14,19 +14,22 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from softq.mdp.tabular import TokenTree, every_trajectory, token_tree
+from softq.lm.score import Models
+from softq.mdp.tabular import every_trajectory, token_tree
 from softq.objectives import METHODS
 from softq.records import Batch, Labels, Method, Pairs, Tokens
+from softq.training.loop import with_columns
+from softq.training.plan import scored_by
 from softq.verify.tables import filled, models, slope
 
 REACH = 6.0
 POINTS = 49  # a curve's; four a unit of β m
-OPEN = token_tree([(0,), (1,)], vocabulary=3, horizon=1)
-CLOSED = token_tree([(0,)], vocabulary=2, horizon=1)
+TOLD = {"dpo": [1.0, 0.0], "reverse": [-1.0, 0.0]}
+"""The logits of further models that a method may read."""
 
+Row = tuple[list[float], list[float]]  # [V] log π of a state in nats, and its derivative in x
 Shares = tuple[float, float]  # how much of x the L of each side is, or where it starts, in nats
-Walk = Callable[[float], tuple[float, float]]  # x -> loss, gradient
-Place = Callable[[float], tuple[Tensor, Tensor]]  # x -> the policy's logits [S, V], and their derivative in x
+Walk = Callable[[Sequence[float]], list[tuple[float, float]]]  # some x -> loss and gradient of each
 
 
 class Curve(NamedTuple):
@@ -50,13 +53,12 @@ class Curves(NamedTuple):
 
 
 class Road(NamedTuple):
-    """Where a curve runs: a batch, the reference it is scored with, and the policy at each x."""
+    """Where a curve runs: the policy at each x, and what is judged there."""
 
     name: str
-    tree: TokenTree
-    reference: Tensor  # [S, V]
-    batch: Batch
-    at: Place
+    kind: str  # of data: what the method takes; of labels "good" or "bad"
+    reference: list[float]  # [V] nats
+    at: Callable[[float], Row]
     by: Shares = (0.5, -0.5)
     start: Shares = (0.0, 0.0)
 
@@ -93,12 +95,12 @@ def _range(span: float) -> list[float]:
 @cache
 def _dpo(beta: float, span: float, by: Shares, start: Shares) -> Curve:
     """dpo's curve, where the sides move so; the same on both tables."""
-    road = _open("", _batch("pairs", OPEN), span, by, start)
-    return _curve("", _range(span), _walk(METHODS["dpo"](beta=beta), road))
+    walk = _walk(METHODS["dpo"](beta=beta), _open("", "pairs", span, by, start))
+    return _curve("", _range(span), walk)
 
 
 def _curve(name: str, xs: list[float], walk: Walk) -> Curve:
-    loss, gradient = (list(values) for values in zip(*map(walk, xs), strict=True))
+    loss, gradient = (list(values) for values in zip(*walk(xs), strict=True))
     return Curve(name, xs, loss, gradient, [])
 
 
@@ -115,112 +117,136 @@ def _finer(curve: Curve, walk: Walk, rounds: int = 5) -> Curve:
     return _finer(Curve(curve.name, x, loss, gradient, []), walk, rounds - 1)
 
 
-def _walk(method: Method, road: Road) -> Walk:
-    batch = filled(method, road.batch, models(road.reference, road.reference, road.tree))
-
-    def at(x: float) -> tuple[float, float]:
-        policy, direction = road.at(x)
-        found = slope(method, models(policy, road.reference, road.tree), batch)
-        return float(found.loss), float((found.gradient * direction).sum())
-
-    return at
-
-
 def _rests(curve: Curve, walk: Walk, steep: float) -> Iterator[float]:
-    """Where a gradient below 0 rises through it, or is 0 behind an edge, by bisection. What is not steep is rounding."""
+    """Where a gradient below 0 rises through it, or is 0 behind an edge. What is not steep is rounding."""
     known = [(x, g) for x, g in zip(curve.x, curve.gradient, strict=True) if abs(g) > 1e-9 * steep or g == 0]
     for n, ((low, before), (high, _)) in enumerate(pairwise(known)):
         after = next((g for _, g in known[n + 1 :] if g), 0.0)
         if before < 0 <= after and known[n + 1][1] >= 0:
-            for _ in range(50):
-                middle = (low + high) / 2
-                low, high = (middle, high) if walk(middle)[1] < 0 else (low, middle)
+            for _ in range(24):  # each leaves a quarter
+                inside = [low + (high - low) * part / 4 for part in range(5)]
+                rising = next(k for k, (_, g) in enumerate([*walk(inside[:-1]), (0.0, 0.0)]) if g >= 0)
+                low, high = inside[max(rising - 1, 0)], inside[rising]
             edge = curve.x[1] - curve.x[0]
-            if after > 0 or walk(high - edge / 100)[1] < -1e-3 * steep:  # else it only fades away
+            if after > 0 or walk([high - edge / 100])[0][1] < -1e-3 * steep:  # else it only fades away
                 yield high
+
+
+def _walk(method: Method, road: Road) -> Walk:
+    """The loss at some x, each by itself; all in one step, which changes nothing, unless the method couples its records."""
+    return (lambda xs: [_together(method, road, [x])[0] for x in xs]) if method.coupled else (
+        lambda xs: _together(method, road, xs)
+    )  # fmt: skip
+
+
+def _together(method: Method, road: Road, xs: Sequence[float]) -> list[tuple[float, float]]:
+    """Loss and gradient of a step of one record an x, each of one token after a prompt of its own, times their number."""
+    policy, direction = (torch.tensor(table, dtype=torch.float64) for table in zip(*map(road.at, xs), strict=True))
+    still = torch.tensor([road.reference], dtype=torch.float64)  # one more prompt, where the policy is the reference
+    count, tree = len(xs), token_tree([(p,) for p in range(len(xs) + 1)], len(road.reference), 1)
+    reference = still.expand(count + 1, -1)
+    told = {name: torch.tensor([logits] * (count + 1), dtype=torch.float64) for name, logits in TOLD.items()}
+    reads = {model for readout in method.needs for model in readout.models} & {*told}
+    others = {name: told[name] for name in reads} or None
+    of = models(torch.cat([policy, still]), reference, tree, *([others] if others else []))
+    tokens = every_trajectory(tree)
+    batch = _batch(road.kind, tokens, count, len(road.reference), method.takes == "labels+mismatched")
+    given = {"diff": batch.tokens.action.double()} if "diff" in method.columns else {}
+    batch = filled(method, with_columns(batch, given), of)
+    gradient = (slope(method, of, batch).gradient[:count] * direction).sum(-1) * count
+    return list(zip((_each(method, of, batch)[:count] * count).tolist(), gradient.tolist(), strict=True))
+
+
+def _each(method: Method, of: Models, batch: Batch) -> Tensor:
+    """What each record adds to the loss of the step."""
+    batch = with_columns(batch, method.memory)
+    with torch.no_grad():
+        scored = scored_by(of, batch, method)
+        parts = [(term.unit, term.loss(scored, batch) * term.weigh(batch)) for term in method.terms]
+    total = torch.zeros(int(batch.tokens.prompt.max()) + 1, dtype=torch.float64)
+    for unit, values in parts:
+        if unit in {"token", "row"}:
+            total.index_add_(0, batch.tokens.prompt, values.reshape(len(values), -1).sum(-1).double())
+        else:  # one pair, label or group a record, in the order of the records
+            total[: len(values)] += values
+    return total
 
 
 def _roads(method: Method, span: float, aside: float) -> tuple[str, list[Road]]:
     """What x is, and the roads of a method."""
-    if method.takes == "rows":
-        return "log π of the completion", [_alone(method)]
-    if method.takes.startswith("labels"):
-        judged = [(name, _judged(name == "good", method.takes == "labels+mismatched")) for name in ("good", "bad")]
-        return "L = log π/π_ref of the completion", [_open(name, batch, span, (1.0, 0.0)) for name, batch in judged]
-    better, worse = ("chosen", "rejected") if method.takes == "pairs" else ("better", "worse")
+    takes = method.takes
+    if takes == "rows":
+        return "log π of the completion", [_alone()]
+    if takes.startswith("labels"):
+        return "L = log π/π_ref of the completion", [_open(kind, kind, span, (1.0, 0.0)) for kind in ("good", "bad")]
+    better, worse = ("chosen", "rejected") if takes == "pairs" else ("better", "worse")
     margin = f"margin L({better}) − L({worse})"
     if not any("ref" in readout.models for readout in method.needs):
-        return f"log π({better})/π({worse})", [_closed(method)]
+        return f"log π({better})/π({worse})", [_closed(takes)]
     if any(readout.name != "ref_logp" for readout in method.needs):
-        return margin, [_closed(method)]
-    batch = _batch(method.takes, OPEN)
-    if _of_the_margin(method, batch, span):
-        return margin, [_open("", batch, span, (0.5, -0.5))]
+        return margin, [_closed(takes)]
+    if _of_the_margin(method, span):
+        return margin, [_open("", takes, span, (0.5, -0.5))]
     off = aside / method.beta
-    sides = [
-        _open(better, batch, span, (1.0, 0.0), (0.0, -off)),
-        _open(worse, batch, span, (0.0, 1.0), (off, 0.0)),
-    ]
+    sides = [_open(better, takes, span, (1.0, 0.0), (0.0, -off)), _open(worse, takes, span, (0.0, 1.0), (off, 0.0))]
     return f"L = log π/π_ref of one side, the other’s at {f'∓{aside:g}/β' if aside else '0'}", sides
 
 
-def _of_the_margin(method: Method, batch: Batch, span: float) -> bool:
+def _of_the_margin(method: Method, span: float) -> bool:
     """Whether the loss stays the same where both sides move alike."""
-    one, other = (_walk(method, _open("", batch, span, (share, share - 1))) for share in (0.9, 0.2))
-    return all(math.isclose(one(x)[0], other(x)[0], rel_tol=1e-6, abs_tol=1e-12) for x in (-span / 2, span / 3))
+    walks = [_walk(method, _open("", method.takes, span, (share, share - 1))) for share in (0.9, 0.2)]
+    one, other = (walk([-span / 2, span / 3]) for walk in walks)
+    return all(math.isclose(a, b, rel_tol=1e-6, abs_tol=1e-12) for (a, _), (b, _) in zip(one, other, strict=True))
 
 
-def _open(name: str, batch: Batch, span: float, by: Shares, start: Shares = (0.0, 0.0)) -> Road:
+def _open(name: str, kind: str, span: float, by: Shares, start: Shares = (0.0, 0.0)) -> Road:
     """L of the first two tokens is start + by · x; a third token holds the rest, nearly all."""
     rare = -span - 2  # nats: L of either may be `span`
-    reference = torch.tensor([[rare, rare, math.log1p(-2 * math.exp(rare))]] * 2, dtype=torch.float64)
 
-    def at(x: float) -> tuple[Tensor, Tensor]:
+    def at(x: float) -> Row:
         logp = [rare + begin + share * x for begin, share in zip(start, by, strict=True)]
         rest = 1 - sum(map(math.exp, logp))
         third = -sum(math.exp(one) * share for one, share in zip(logp, by, strict=True)) / rest
-        policy, direction = reference.clone(), torch.zeros_like(reference)
-        policy[0] = torch.tensor([*logp, math.log(rest)], dtype=torch.float64)
-        direction[0] = torch.tensor([*by, third], dtype=torch.float64)
-        return policy, direction  # the second prompt stands still
+        return [*logp, math.log(rest)], [*by, third]
 
-    return Road(name, OPEN, reference, batch, at, by, start)
+    return Road(name, kind, [rare, rare, math.log1p(-2 * math.exp(rare))], at, by, start)
 
 
-def _closed(method: Method) -> Road:
+def _closed(kind: str) -> Road:
     """x is the difference of two logits, of a reference that is uniform."""
-    reference, direction = torch.zeros(1, 2, dtype=torch.float64), torch.tensor([[1.0, 0.0]], dtype=torch.float64)
-    return Road("", CLOSED, reference, _batch(method.takes, CLOSED), lambda x: (x * direction, direction))
+    return Road("", kind, [0.0, 0.0], lambda x: ([x, 0.0], [1.0, 0.0]))
 
 
-def _alone(method: Method) -> Road:
+def _alone() -> Road:
     """x is log π of the first of two tokens, below 0."""
 
-    def at(x: float) -> tuple[Tensor, Tensor]:
+    def at(x: float) -> Row:
         other = -math.expm1(x)
-        policy = torch.tensor([[x, math.log(other)]], dtype=torch.float64)
-        return policy, torch.tensor([[1.0, -math.exp(x) / other]], dtype=torch.float64)
+        return [x, math.log(other)], [1.0, -math.exp(x) / other]
 
-    return _closed(method)._replace(at=at)
-
-
-def _batch(what: str, tree: TokenTree) -> Batch:
-    """One pair, group or demonstration, of the first tokens after the first prompt."""
-    if what == "rows":
-        return Batch(_rows(tree, 0))
-    if what == "pairs":
-        return Batch(_rows(tree, 0, 1), Pairs(torch.tensor([0]), torch.tensor([1])))
-    if what == "groups":
-        return Batch(_rows(tree, 0, 1), None, {"reward": torch.tensor([1.0, 0.0], dtype=torch.float64)})
-    raise ValueError(f"a method takes {what!r}; expected pairs, groups, labels, labels+mismatched or rows")
+    return _closed("rows")._replace(at=at)
 
 
-def _judged(good: bool, mismatched: bool) -> Batch:
-    """One judged completion of the first prompt; mismatched is one of the second, where the policy is the reference."""
-    rows = (0, OPEN.vocabulary) if mismatched else (0,)
-    return Batch(_rows(OPEN, *rows), Labels(torch.tensor([0]), torch.tensor([good]), torch.arange(1, len(rows))))
+def _batch(kind: str, tokens: Tokens, count: int, vocabulary: int, mismatched: bool) -> Batch:
+    """One pair, group, judged completion or demonstration of the first tokens after each of so many prompts.
+
+    With labels goes a mismatched completion where they want one, after the prompt at which the policy is the reference.
+    """
+    records = torch.arange(count)
+    first = vocabulary * records
+    sides = torch.stack([first, first + 1], -1).flatten()
+    if kind == "pairs":
+        return Batch(_rows(tokens, sides), Pairs(2 * records, 2 * records + 1))
+    if kind == "groups":
+        return Batch(_rows(tokens, sides), None, {"reward": torch.tensor([1.0, 0.0] * count, dtype=torch.float64)})
+    if kind == "rows":
+        return Batch(_rows(tokens, first))
+    if kind not in {"good", "bad"}:
+        raise ValueError(f"a method takes {kind!r}; expected pairs, groups, labels, labels+mismatched or rows")
+    other = torch.tensor([vocabulary * count] * mismatched, dtype=torch.int64)
+    labels = Labels(records, torch.full((count,), kind == "good"), torch.arange(count, count + mismatched))
+    return Batch(_rows(tokens, torch.cat([first, other])), labels)
 
 
-def _rows(tree: TokenTree, *which: int) -> Tokens:
-    every, rows = every_trajectory(tree), torch.tensor(which)
-    return Tokens(every.ids[rows], every.action[rows], every.ended[rows], every.prompt[rows])
+def _rows(tokens: Tokens, rows: Tensor) -> Tokens:
+    return Tokens(tokens.ids[rows], tokens.action[rows], tokens.ended[rows], tokens.prompt[rows])
