@@ -24,8 +24,8 @@ from softq.verify.tables import filled, models, slope
 
 REACH = 6.0
 POINTS = 49  # a curve's; four a unit of β m
-TOLD = {"dpo": [1.0, 0.0], "reverse": [-1.0, 0.0]}
-"""The logits of further models that a method may read."""
+TOLD = {"dpo": [-0.3, 0.0], "reverse": [0.2, 0.0]}
+"""The logits of further models that a method of demonstrations may read: two that like the first token a little less, or more."""
 
 Row = tuple[list[float], list[float]]  # [V] log π of a state in nats, and its derivative in x
 Shares = tuple[float, float]  # how much of x the L of each side is, or where it starts, in nats
@@ -72,13 +72,13 @@ def curves(method: Method, reach: float = REACH, aside: float = 0.0) -> Curves:
     span = reach / method.beta
     axis, roads = _roads(method, span, aside)
     xs = _range(span)
-    if method.takes == "rows":
+    if method.takes == "rows" and not method.needs:  # log π itself
         xs = [min(x, -1e-9) for x in xs if x < 1e-9]
     walks = [_walk(method, road) for road in roads]
     own = [_curve(road.name, xs, walk) for road, walk in zip(roads, walks, strict=True)]
     steepest = [max(map(abs, one.gradient)) for one in own]
     steep = max(steepest)
-    if reach > 1e-3 and steep and all(sum(abs(g) > steep / 100 for g in one.gradient) < 10 for one in own):
+    if reach > 1e-3 and all(0 < sum(abs(g) > steep / 100 for g in one.gradient) < 10 for one in own):
         return curves(method, reach / 10, aside)
     if not aside and steep > 1e6 * min(steepest):
         return curves(method, reach, 1.0)
@@ -146,9 +146,7 @@ def _together(method: Method, road: Road, xs: Sequence[float]) -> list[tuple[flo
     count, tree = len(xs), token_tree([(p,) for p in range(len(xs) + 1)], len(road.reference), 1)
     reference = still.expand(count + 1, -1)
     told = {name: torch.tensor([logits] * (count + 1), dtype=torch.float64) for name, logits in TOLD.items()}
-    reads = {model for readout in method.needs for model in readout.models} & {*told}
-    others = {name: told[name] for name in reads} or None
-    of = models(torch.cat([policy, still]), reference, tree, *([others] if others else []))
+    of = models(torch.cat([policy, still]), reference, tree, told)
     tokens = every_trajectory(tree)
     batch = _batch(road.kind, tokens, count, len(road.reference), method.takes == "labels+mismatched")
     given = {"diff": batch.tokens.action.double()} if "diff" in method.columns else {}
@@ -176,7 +174,11 @@ def _roads(method: Method, span: float, aside: float) -> tuple[str, list[Road]]:
     """What x is, and the roads of a method."""
     takes = method.takes
     if takes == "rows":
-        return "log π of the completion", [_alone()]
+        return (
+            ("log π/(1 − π) of the completion", [_closed(takes)])
+            if method.needs
+            else ("log π of the completion", [_alone()])
+        )
     if takes.startswith("labels"):
         return "L = log π/π_ref of the completion", [_open(kind, kind, span, (1.0, 0.0)) for kind in ("good", "bad")]
     better, worse = ("chosen", "rejected") if takes == "pairs" else ("better", "worse")

@@ -155,13 +155,13 @@ def stated(line: Line) -> Iterator[str]:
 def drawn(page: Page) -> tuple[str, str]:
     """The picture of a method, an SVG, and what its dots are."""
     found = curves(page.method)
-    axis = f"{found.axis}, nats" + ("" if page.method.takes == "rows" else f"; ±{found.reach:g}/β, β = {found.beta:g}")
+    within = "" if found.axis.endswith("log π of the completion") else f"; ±{found.reach:g}/β, β = {found.beta:g}"
     panels = [
         Panel(title, list(_series(page.name, found, pick)))
         for title, pick in (("loss", lambda curve: curve.loss), ("gradient, per nat", lambda curve: curve.gradient))
     ]
     label, title = f"Loss and gradient of {page.name} against {found.axis}", page.name if len(found.own) > 1 else ""
-    picture = plot(panels, axis=axis, label=label, title=title)
+    picture = plot(panels, axis=f"{found.axis}, nats{within}", label=label, title=title)
     rests = [f"{curve.name} {x:.4g}".strip() for curve in found.own for x in curve.rests]
     return picture, f"Dots: where descent comes to rest, at {', '.join(rests)} nats." if rests else ""
 
