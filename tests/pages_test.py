@@ -118,7 +118,7 @@ def test_where_next_to_nothing_happens_the_range_is_narrower() -> None:
 def test_the_dot_is_where_the_contract_says_that_a_pair_rests(name: str) -> None:
     line = CONTRACT[name]
     found = curves(line.method).own
-    if len(found) == 1:
+    if len(found) == 1 and line.method.takes != "rows":  # which is drawn with a teacher of its own
         assert found[0].rests == [pytest.approx(line.rests, abs=1e-6)]
 
 

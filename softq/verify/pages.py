@@ -205,9 +205,12 @@ def index(shapes: Mapping[str, Sequence[Page]]) -> str:
     """All pages by shape, each with its picture."""
     lines = [
         "# Training methods",
-        "Made by `softq methods --pages docs/methods` from the docstrings, signatures, contract lines and losses themselves; a "
-        "test holds these files to the code. A picture shows loss and gradient of a method with its default settings, and in "
-        "grey those of dpo with the same β, on a table of one token: over ±6/β nats around the reference.",
+        "Made by `softq methods --pages docs/methods` from the docstrings, signatures and contract lines, and the losses themselves; "
+        "a test holds these files to the code. `softq methods NAME` shows a page in the terminal, also of a method of your own.",
+        "A picture shows loss and gradient with default settings, by the code that trains, on a table of one token: against the "
+        "margin or, where the loss reads more than the margin, against each side by itself; over ±6/β nats, or as much less as "
+        "all that happens. Grey and broad is dpo with the same β; a dot is where descent comes to rest. Losses without a reference, "
+        "or of a whole vocabulary, are drawn on two tokens, where one gains what the other loses.",
         linked(SYMBOLS),
     ]
     for heading, pages in shapes.items():
