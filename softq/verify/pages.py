@@ -98,7 +98,7 @@ def reads(method: Method) -> list[str]:
 def facts(page: Page) -> Iterator[tuple[str, str]]:
     """Label and sentence, of what is read off the method and the contract."""
     method = page.method
-    yield "Settings", "  ".join(f"{name}={value}" for name, value in page.settings.items()) or "none"
+    yield "Settings", ", ".join(f"{name}={value}" for name, value in page.settings.items()) or "none"
     yield "Takes", f"{method.takes}: {TAKES.get(method.takes, 'unknown')}"
     yield "Reads", "; ".join(_read(method)) or "nothing beside log π: no reference is loaded"
     coupled = "yes: the gradient of a record depends on the others of its step; how a step is cut changes no number"
@@ -205,12 +205,12 @@ def index(shapes: Mapping[str, Sequence[Page]]) -> str:
     """All pages by shape, each with its picture."""
     lines = [
         "# Training methods",
-        "Made by `softq methods --pages docs/methods` from the docstrings, signatures and contract lines, and the losses themselves; "
-        "a test holds these files to the code. `softq methods NAME` shows a page in the terminal, also of a method of your own.",
+        "Made by `softq methods --pages docs/methods` from the docstrings, signatures and contract lines, and the losses themselves; a "
+        "test holds these files to the code. `softq methods NAME` shows a page in the terminal, also of a method of your own.",
         "A picture shows loss and gradient with default settings, by the code that trains, on a table of one token: against the "
         "margin or, where the loss reads more than the margin, against each side by itself; over ±6/β nats, or as much less as "
-        "all that happens. Grey and broad is dpo with the same β; a dot is where descent comes to rest. Losses without a reference, "
-        "or of a whole vocabulary, are drawn on two tokens, where one gains what the other loses.",
+        "all that happens. Grey and broad is dpo with the same β; a dot is where descent comes to rest. Losses without a "
+        "reference, or of a whole vocabulary, are drawn on two tokens, where one gains what the other loses.",
         linked(SYMBOLS),
     ]
     for heading, pages in shapes.items():
