@@ -29,6 +29,7 @@ def dpop(*, beta: float = 0.3, penalty: float = 50.0) -> Method:
     not_negative("penalty", penalty)
 
     def score(scored: Scored, batch: Batch) -> Tensor:
+        """L - λ max(0, -L) of a chosen completion and L of any other, in nats."""
         ratio = implicit(scored, batch)
         chosen = torch.zeros_like(ratio).index_fill(0, batch.pairs.chosen, 1.0)
         return ratio - penalty * chosen * (-ratio).clamp(min=0)

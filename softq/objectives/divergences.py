@@ -96,6 +96,7 @@ def _diverging(name: str, transform: Link, inverse: Link, beta: float) -> Method
     """h(β (g(L_w) - g(L_l))), with g = transform."""
 
     def score(scored: Scored, batch: Batch) -> Tensor:
+        """g(L), the transform of the log-ratio that the divergence gives; no unit."""
         return transform(implicit(scored, batch))
 
     rest = FixedPoint("soft pairs", transformed(transform, inverse, positive("beta", beta)))

@@ -53,6 +53,7 @@ def rdpo(*, beta: float = 0.1, alpha: float = 0.05) -> Method:
     cost = not_negative("alpha", alpha) / positive("beta", beta)
 
     def score(scored: Scored, batch: Batch) -> Tensor:
+        """L + α|y|/β, in nats."""
         ratio = implicit(scored, batch)
         return ratio + cost * batch.tokens.action.sum(-1).to(ratio)
 
@@ -93,6 +94,7 @@ def ld_dpo(*, beta: float = 0.1, alpha: float = 0.5) -> Method:
         return logistic(beta * (chosen - rejected))
 
     def score(scored: Scored, batch: Batch) -> Tensor:
+        """L', in nats: the mean of it over the pairs of a completion."""
         rows, values = torch.cat([batch.pairs.chosen, batch.pairs.rejected]), torch.cat(sides(scored, batch))
         return values.new_zeros(len(batch.tokens.ended)).scatter_reduce(0, rows, values, "mean", include_self=False)
 

@@ -41,6 +41,7 @@ def gamma_dpo(*, beta: float = 0.1, gamma: float = 0.5) -> Method:
         raise ValueError(f"gamma is {gamma}; expected 0 ≤ gamma ≤ 1, from no reference to DPO")
 
     def score(scored: Scored, batch: Batch) -> Tensor:
+        """LP - γ LP_ref, in nats."""
         return (scored["logp"] - gamma * scored["ref_logp"]).sum(-1)
 
     method = _by_score("gamma_dpo", score if gamma else likelihood, lambda d: logistic(beta * d), beta)
@@ -64,6 +65,7 @@ def simpo(*, beta: float = 2.0, gamma: float = 0.5) -> Method:
     not_negative("gamma", gamma)
 
     def score(scored: Scored, batch: Batch) -> Tensor:
+        """LP/|y|, in nats a token."""
         return masked.mean(scored["logp"], batch.tokens.action, -1)
 
     def link(difference: Tensor) -> Tensor:
@@ -107,9 +109,12 @@ def orpo(*, beta: float = 0.1) -> Method:
         mean = masked.mean(scored["logp"], batch.tokens.action, -1).clamp(max=CERTAIN)
         return mean - log1mexp(mean)
 
-    odds = _by_score("orpo", log_odds, logistic, beta)
-    scores = odds._replace(reward=lambda scored, batch: log_odds(scored, batch) / beta)  # logged times beta
-    return weighted_sum([(scores, beta), (sft(), 1.0)])
+    def score(scored: Scored, batch: Batch) -> Tensor:
+        """o(y)/β, so that what is logged is o(y), the log-odds; no unit."""
+        return log_odds(scored, batch) / beta
+
+    odds = _by_score("orpo", log_odds, logistic, beta)._replace(reward=score)
+    return weighted_sum([(odds, beta), (sft(), 1.0)])
 
 
 def slic(*, delta: float = 1.0, alpha: float = 0.1) -> Method:

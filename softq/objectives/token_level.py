@@ -29,6 +29,7 @@ def tdpo1(*, beta: float = 0.1) -> Method:
     positive("beta", beta)
 
     def score(scored: Scored, batch: Batch) -> Tensor:
+        """L + K, in nats."""
         return implicit(scored, batch) + scored["kl_from_ref"].sum(-1)
 
     def loss(scored: Scored, batch: Batch) -> Tensor:
@@ -62,6 +63,7 @@ def tdpo2(*, beta: float = 0.1, alpha: float = 0.5) -> Method:
         raise ValueError(f"alpha is {alpha}; expected alpha ≥ 0")
 
     def score(scored: Scored, batch: Batch) -> Tensor:
+        """L + αK, in nats."""
         return implicit(scored, batch) + alpha * scored["kl_from_ref"].sum(-1)
 
     def loss(scored: Scored, batch: Batch) -> Tensor:
@@ -127,6 +129,7 @@ def bmc(*, beta: float = 0.01, delta: float = 1.5) -> Method:
         raise ValueError(f"delta is {delta}; expected delta ≥ 0")
 
     def score(scored: Scored, batch: Batch) -> Tensor:
+        """Σ λ_t l_t, in nats."""
         unsure = (-scored["logp"].detach()).exp().clamp(max=delta)
         ratio = scored["logp"] - scored["ref_logp"]
         return ((1 + batch.columns["diff"] * unsure) * ratio).sum(-1)
