@@ -129,7 +129,7 @@ def scored(method: Method) -> str:
         return f"{rewards}; scores/*, what the loss trains, is the same"
     what = " ".join((inspect.getdoc(method.reward) or "the method's own").split("\n\n")[0].split()).rstrip(".")
     what = re.sub(r"^\[B\]:? ?|(?<= )\[B\] ", "", what)
-    return f"{rewards}; scores/*, what the loss trains, is β times {what}"
+    return f"{rewards}; scores/*, what the loss trains, is β times this: {what}"
 
 
 def stated(line: Line) -> Iterator[str]:
@@ -205,7 +205,7 @@ def index(shapes: Mapping[str, Sequence[Page]]) -> str:
     """All pages by shape, each with its picture."""
     lines = [
         "# Training methods",
-        "Made by `softq methods --pages docs/methods` from the docstrings, signatures and contract lines, and the losses themselves; a "
+        "Made by `softq methods --pages docs/methods` from docstrings, signatures, contract lines and the losses themselves; a "
         "test holds these files to the code. `softq methods NAME` shows a page in the terminal, also of a method of your own.",
         "A picture shows loss and gradient with default settings, by the code that trains, on a table of one token: against the "
         "margin or, where the loss reads more than the margin, against each side by itself; over ±6/β nats, or as much less as "
