@@ -112,6 +112,7 @@ def test_a_hinge_rests_where_it_becomes_flat_and_a_hill_is_no_rest() -> None:
 def test_where_next_to_nothing_happens_the_range_is_narrower() -> None:
     assert curves(METHODS["dpo"]()).reach == 6
     assert curves(METHODS["wpo"]()).reach == pytest.approx(0.06)
+    assert curves(METHODS["forward_kl_dpo"]()).reach == pytest.approx(0.6)
 
 
 @pytest.mark.parametrize("name", [n for n, line in CONTRACT.items() if line.rests and math.isfinite(line.rests)])
@@ -126,8 +127,8 @@ def test_the_dot_is_where_the_contract_says_that_a_pair_rests(name: str) -> None
 
 
 def test_text_is_escaped_for_markdown_and_papers_are_links() -> None:
-    said = linked("E[x] < V* of `a*b`, arXiv 2305.18290")
-    assert said == r"E\[x\] \< V\* of `a*b`, [arXiv 2305.18290](https://arxiv.org/abs/2305.18290)"
+    said = linked("E[x_t] < V* of L'_w, `a*b`, arXiv 2305.18290")
+    assert said == r"E\[x_t\] \< V\* of L'\_w, `a*b`, [arXiv 2305.18290](https://arxiv.org/abs/2305.18290)"
 
 
 def test_a_page_of_ones_own_says_what_can_be_known() -> None:

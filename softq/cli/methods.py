@@ -72,7 +72,7 @@ def by_shape() -> dict[str, dict[str, Callable[..., Method]]]:
 def tables(width: int) -> list[Text | Table]:
     """A table a shape, with the same columns in each, so wide that no word of 21 letters is cut in 80 columns."""
     longest = max(map(len, METHODS))
-    wide = [longest, 10, 7, 0, 0]
+    wide = [longest, 10, 7 if width < 100 else len("labels, coupled"), 0, 0]
     spare = max(width, 80) - sum(wide) - 2 * (len(wide) - 1)
     wide[3:] = 17 + max(0, spare - 38) // 2, 21 + max(0, spare - 37) // 2
     parts: list[Text | Table] = [_columns(wide)]

@@ -78,7 +78,7 @@ def curves(method: Method, reach: float = REACH, aside: float = 0.0) -> Curves:
     own = [_curve(road.name, xs, walk) for road, walk in zip(roads, walks, strict=True)]
     steepest = [max(map(abs, one.gradient)) for one in own]
     steep = max(steepest)
-    if reach > 1e-3 and all(0 < sum(abs(g) > steep / 100 for g in one.gradient) < 10 for one in own):
+    if reach > 1e-3 and steep and all(sum(abs(g) > steep / 100 for g in one.gradient) < 10 for one in own):
         return curves(method, reach / 10, aside)
     if not aside and steep > 1e6 * min(steepest):
         return curves(method, reach, 1.0)

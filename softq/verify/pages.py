@@ -232,7 +232,7 @@ def file_name(name: str) -> str:
 def linked(text: str) -> str:
     """Plain text as Markdown: what would be mark-up is escaped outside `code`, and papers are links."""
     parts = text.split("`")
-    parts[::2] = (re.sub(r"[*<~\[\]\\]", r"\\\g<0>", part) for part in parts[::2])
+    parts[::2] = (re.sub(r"[*<~\[\]\\]|(?<!\w)_|_(?!\w)", r"\\\g<0>", part) for part in parts[::2])
     return PAPER.sub(rf"[arXiv \1]({ARXIV}\1)", "`".join(parts))
 
 
