@@ -207,7 +207,7 @@ def _stationary_scores(link: Link, batch: Batch, rows: Tensor) -> Tensor:
     score = torch.zeros(len(rows), dtype=weight.dtype)
     for _ in range(200):
         margin = score[chosen] - score[rejected]
-        first, second = torch.func.jvp(rises, (margin,), (torch.ones_like(margin),))
+        first, second = torch.func.jvp(rises, (margin,), (torch.ones_like(margin),))[:2]
         bend, slope = (
             apart.mT @ ((weight * second)[:, None] * apart) + pin,
             apart.mT @ (weight * first) + pin * score.sum(),
