@@ -198,7 +198,7 @@ def test_a_reference_of_another_vocabulary_is_refused(start: str, tmp_path: Path
     other = saved(tmp_path, "llama", vocab_size=67)
     with pytest.raises(ValueError) as caught:
         load(start, other)
-    expected = f"the reference {other} has 67 tokens, the policy 61: a reference must share the policy's tokenizer"
+    expected = f"the reference {other} has 67 tokens, the policy 61: it must share the policy's tokenizer"
     assert str(caught.value) == expected
 
 

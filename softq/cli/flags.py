@@ -105,7 +105,7 @@ def _add(group: Any, name: str, info: FieldInfo) -> None:
     """One setting as a flag. Values stay strings: the schema gives them their types."""
     default = (
         ""
-        if info.is_required() or info.default is False or info.default in (None, [])
+        if info.is_required() or info.default is False or info.default in (None, [], {})
         else f" [{_shown(info.default)}]"
     )
     text = f"{info.description or ''}{default}".strip().replace("%", "%%")
@@ -120,6 +120,8 @@ def _add(group: Any, name: str, info: FieldInfo) -> None:
 
 def _metavar(kind: Any) -> str:
     """What stands for a value in the help: its type, or its choices."""
+    if get_origin(kind) is dict:
+        return "NAME=DIR,…"
     if get_origin(kind) is Literal:
         return "{" + ",".join(get_args(kind)) + "}"
     if get_args(kind):  # int | None, Annotated[int, ...]

@@ -28,7 +28,8 @@ DESCRIPTION = (
 LEGEND = (
     ("takes", "\n".join(f"{name}: {what}." for name, what in TAKES.items() if "+" not in name)),
     ("coupled", "The gradient of a record depends on the others of its step."),
-    ("reads", "Beside log π. What reads ref_… loads a reference: --reference, or the model as it starts."),
+    ("reads", "Beside log π. What reads ref_… loads a reference: --reference, or the model as it starts. "
+     "A method that reads further models says so on its page: --models."),
     ("logs", "rewards/* is β log π/π_ref (β log π where no reference is read); scores/* is what the loss trains."),
     ("more", "`softq methods NAME` is the page of a method. Sums such as dpo+sft, and functions of your own, "
      "package.module:function, are methods too."),

@@ -2,7 +2,7 @@
 
 import copy
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from importlib import util
 from pathlib import Path
@@ -63,14 +63,17 @@ def load(
     device: str | None = None,
     trust_remote_code: bool = False,
     copied: bool = False,
+    others: Mapping[str, str] | None = None,
 ) -> Loaded:
-    """A policy to train and its reference, ready to be scored; dropout is off.
+    """A policy to train, its reference and other frozen models, ready to be scored; dropout is off.
 
     model: a directory, a hub name, or a transformers causal LM. An adapter directory continues that adapter.
     reference: "start" is the policy as it is now (the weights under a fresh adapter, else a frozen copy); "uniform"
     gives every token the same probability; None is none; anything else names another model. layout: "auto", or a name
     of `lm.layouts.LAYOUTS`. dtype "nf4": 4-bit weights under an adapter (QLoRA, arXiv 2305.14314), by bitsandbytes.
-    copied: the reference is a frozen copy even under a fresh adapter, for one that will move or be sharded.
+    copied: the reference is a frozen copy even under a fresh adapter, for one that will move or be sharded. others: models by
+    the names that readouts have for them, of as many tokens as the policy: to cut one whose vocabulary is padded to another size
+    would change its probabilities.
     """
     started = _model(model, dtype, trust_remote_code) if isinstance(model, str) else model
     told: tuple[str, ...] = ()
@@ -93,10 +96,13 @@ def load(
     elif reference == "uniform":
         models["ref"] = Uniform(policy.vocabulary, next(policy.parameters()))
     elif reference is not None:
-        other, more = _ready(_model(reference, dtype, trust_remote_code), layout, device)
-        notes += [f"reference: {note}" for note in more]
-        models["ref"] = other.requires_grad_(False)
-        _same_vocabulary(policy, other, reference)
+        others = {"ref": reference, **(others or {})}
+    for name, there in (others or {}).items():
+        what = "reference" if name == "ref" else f"model {name}"
+        frozen, more = _ready(_model(there, dtype, trust_remote_code), layout, device)
+        notes += [f"{what}: {note}" for note in more]
+        models[name] = frozen.requires_grad_(False)
+        _same_vocabulary(policy, frozen, f"the {what} {there}")
     return Loaded(Models(models), tokenizer, (*told, *notes))
 
 
@@ -203,9 +209,8 @@ def _adapted_by(lora: Lora, model: PreTrainedModel) -> nn.Module:
     return get_peft_model(model, config)
 
 
-def _same_vocabulary(policy: CausalLM, reference: CausalLM, name: str) -> None:
-    if policy.vocabulary != reference.vocabulary:
+def _same_vocabulary(policy: CausalLM, other: CausalLM, what: str) -> None:
+    if policy.vocabulary != other.vocabulary:
         raise ValueError(
-            f"the reference {name} has {reference.vocabulary} tokens, the policy {policy.vocabulary}: "
-            "a reference must share the policy's tokenizer"
+            f"{what} has {other.vocabulary} tokens, the policy {policy.vocabulary}: it must share the policy's tokenizer"
         )

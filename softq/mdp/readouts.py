@@ -97,6 +97,12 @@ LOG_COLLISION = Readout("log_collision", ("policy",), "logits", _log_collision)
 
 
 @cache
+def logp_of(model: str) -> Readout:
+    """A model's log-probability of the action, nats, by the name "MODEL_logp"."""
+    return Readout(f"{model}_logp", (model,), "logits", lambda models, action: log_prob(models[model], action))
+
+
+@cache
 def cringe_of(k: int) -> Readout:
     """The contrast with the policy's k likeliest other tokens, nats."""
     return Readout("cringe", ("policy",), "logits", lambda models, action: cringe(models["policy"], action, k))

@@ -47,7 +47,7 @@ def command(settings: Record) -> str:
     own = {name: value for name, value in settings.items() if name not in fields and name != "method"}
     run = {name: settings[name] for name in fields if name in settings and settings[name] != fields[name].get_default()}
     required = {name: value for name, value in run.items() if fields[name].is_required()}
-    words = [_flag(name, value) for name, value in {**required, **own, **run}.items() if value not in (None, [])]
+    words = [_flag(name, value) for name, value in {**required, **own, **run}.items() if value not in (None, [], {})]
     return " \\\n  ".join([f"softq train {shlex.quote(settings['method'])}", *words])
 
 
@@ -56,6 +56,8 @@ def _flag(name: str, value: Any) -> str:
         return flag(name) if value else "--no-" + flag(name)[2:]
     if name == "weights":
         value = ",".join(map(repr, value))
+    if isinstance(value, Mapping):
+        value = ",".join(f"{key}={of}" for key, of in value.items())
     if not isinstance(value, list | tuple):
         word = shlex.quote(str(value))
         return f"{flag(name)}={word}" if str(value).startswith("-") else f"{flag(name)} {word}"
@@ -120,12 +122,23 @@ def _trained(record: Record) -> Iterator[str]:
     yield "\n".join(_method(settings, name, weight) for name, weight in zip(names, weights, strict=True))
     reference = record["reference"]
     if reference is None:
-        yield "No reference model: the loss reads the policy alone."
+        others = record.get("models") or {}
+        yield "No reference model: the loss reads the policy alone." if not others else _others(others)
         return
     known = Path(str(reference["model"])).exists() or _on_hub(str(reference["model"]))
     said = _code(reference["model"]) if known else _text(reference["model"])
     mark = f", fingerprint {_code(reference['fingerprint'])}" if reference["fingerprint"] else ""
     yield f"Reference: {said}{mark}."
+    if record.get("models"):
+        yield _others(record["models"])
+
+
+def _others(models: Record) -> str:
+    """Further models that the loss reads."""
+    named = [
+        f"{_text(name)}: {_code(of['model'])}, fingerprint {_code(of['fingerprint'])}" for name, of in models.items()
+    ]
+    return f"The loss reads frozen models beside the policy: {'; '.join(named)}."
 
 
 def _verified(verified: Record) -> str:

@@ -68,7 +68,12 @@ def _wider() -> dict[str, Schema]:
     }
     pairs: Schema = {"type": "object", "additionalProperties": {"type": "string"}}
     listed = {key: run["rename"][key] for key in ("type", "items")}
-    return {**several, "rename": {"description": run["rename"]["description"], "anyOf": [listed, pairs]}}
+    models = {"description": run["models"]["description"], "anyOf": [{"type": "string"}, pairs]}
+    return {
+        **several,
+        "models": models,
+        "rename": {"description": run["rename"]["description"], "anyOf": [listed, pairs]},
+    }
 
 
 def _method(methods: Mapping[str, Mapping[str, Schema]]) -> Schema:

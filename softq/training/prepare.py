@@ -30,6 +30,8 @@ from softq.training.plan import NonFiniteLoss, losses, plan, scored_by, scored_w
 from softq.training.settings import Call, Settings
 from softq.training.source import Order, batch_of, conversion, usable
 
+MAKE = {"dpo": "softq train dpo on the data", "reverse": "softq train dpo on what softq data FILE --swap writes"}
+"""How to come by the models that methods read beside the policy and its reference."""
 UNSTORE = "remove the stored log-probs from the data, and the reference is scored"
 
 
@@ -60,6 +62,12 @@ def reads_reference(method: Method) -> bool:
     return any("ref" in readout.models for readout in method.needs)
 
 
+def read_models(method: Method) -> list[str]:
+    """The models beside the policy and a reference that readouts of the method see, by name."""
+    seen = dict.fromkeys(model for readout in method.needs for model in readout.models)
+    return [model for model in seen if model not in ("policy", "ref")]
+
+
 def load_models(
     name: str,
     settings: Settings,
@@ -70,7 +78,7 @@ def load_models(
     tokenizer: PreTrainedTokenizerBase,
     device: str,
 ) -> Loaded:
-    """The policy and, if the method reads one that the data does not store, its reference."""
+    """The policy and what else the method reads: its reference, if the data does not store that, and models by name."""
     if settings.reference is not None and not reads_reference(method):
         raise ValueError(f"--reference: {name} reads no reference; leave it out")
     if settings.reference_mixup and not reads_reference(method):
@@ -89,6 +97,7 @@ def load_models(
         device=device,
         trust_remote_code=call.trust_remote_code,
         copied=bool(settings.reference_mixup) or settings.shard,
+        others=settings.models,
     )
     if settings.reference_mixup:
         there = {name: tensor.shape for name, tensor in loaded.models["ref"].named_parameters()}
@@ -104,8 +113,23 @@ def load_models(
     return loaded
 
 
+def _check_models(name: str, settings: Settings, method: Method) -> None:
+    """ValueError unless --models are those that the method reads."""
+    wanted = read_models(method)
+    if idle := [model for model in settings.models if model not in wanted]:
+        reads = f"the models {', '.join(wanted)} alone" if wanted else "no model but the policy and a reference"
+        raise ValueError(f"--models {idle[0]}={settings.models[idle[0]]}: {name} reads {reads}; leave it out")
+    if missing := [model for model in wanted if model not in settings.models]:
+        known = [MAKE[model] for model in missing if model in MAKE]
+        made = f"; make {'them' if len(known) > 1 else 'it'} with {' and with '.join(known)}" if known else ""
+        given = ",".join(f"{model}={settings.models.get(model, 'DIR')}" for model in wanted)
+        models = f"the models {', '.join(wanted)}" if len(wanted) > 1 else f"the model {wanted[0]}"
+        raise ValueError(f"{name} reads {models}: give --models {given}{made}")
+
+
 def read_data(name: str, settings: Settings, method: Method, spoken: Spoken) -> Data:
     """The data as tokens, split by the seed, and what to say about it."""
+    _check_models(name, settings, method)  # reading may take long
     tokenizer = spoken.tokenizer
     if settings.chat_template is not None:
         tokenizer.chat_template = template(settings.chat_template)
@@ -295,6 +319,7 @@ def facts(name: str, settings: Settings, method: Method, loaded: Loaded, data: D
     names = len(data.train.sources) > 1  # then metrics are logged by them
     return {
         "reference": _reference(settings, loaded, data) if referred else None,
+        "models": {model: _frozen(loaded, model, there, settings.dtype) for model, there in settings.models.items()},
         "base": None if told else {"fingerprint": fingerprint(loaded.policy, adapter=not settings.use_peft)},
         "adapter": loaded.policy.adapted,
         "code": _code(name),
@@ -340,6 +365,11 @@ def _reference(settings: Settings, loaded: Loaded, data: Data) -> dict[str, str 
         kind = settings.reference or "a frozen copy of the model as it started"
         mark = fingerprint(reference)  # pyright: ignore[reportArgumentType]
     return {"model": kind, "fingerprint": mark, "dtype": settings.dtype}
+
+
+def _frozen(loaded: Loaded, name: str, there: str, dtype: str) -> dict[str, str]:
+    mark = fingerprint(loaded.models[name])  # pyright: ignore[reportArgumentType]
+    return {"model": there, "fingerprint": mark, "dtype": dtype}
 
 
 def _split(records: Records, settings: Settings) -> tuple[Records, Records]:

@@ -46,6 +46,10 @@ def differences(then: Mapping[str, Any], now: Mapping[str, Any], free: Collectio
         was, new = ((side.get(part) or {}).get("fingerprint") for side in (then, now))
         if was != new:
             said.append(f"the {what} is another: its fingerprint was {was}, is {new}")
+    was, new = (side.get("models") or {} for side in (then, now))
+    for name in new:
+        if (mark := (was.get(name) or {}).get("fingerprint")) != new[name]["fingerprint"]:
+            said.append(f"the model {name} is another: its fingerprint was {mark}, is {new[name]['fingerprint']}")
     if then.get("code") != now.get("code"):
         said.append("the method's own code has changed")
     return said

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from softq.objectives.sums import weighted_sum
 from softq.records import Method
@@ -26,6 +26,16 @@ class Call(NamedTuple):
     stop: Callable[[], int] = lambda: 0  # the signal that asks the run to save and end, if one came
 
 
+def _by_name(given: Any) -> Any:
+    """NAME=DIR,NAME=DIR as a mapping; anything else as it is."""
+    if not isinstance(given, str):
+        return given
+    named = [part.partition("=") for part in given.split(",")]
+    if not all(name and directory for name, _, directory in named) or len({name for name, _, _ in named}) < len(named):
+        raise ValueError("expected names and models, each name once, such as dpo=DIR,reverse=DIR")
+    return {name.strip(): directory for name, _, directory in named}
+
+
 class Settings(BaseModel):
     """Everything that makes a run what it is, beside its method's own settings. TRL's names where it has one."""
 
@@ -38,6 +48,9 @@ class Settings(BaseModel):
     output: str = Field(description="the directory to write; refused if it holds anything")
     reference: str | None = Field(
         None, description="another model as the reference, or uniform; default: the model as it starts"
+    )
+    models: Annotated[dict[str, str], BeforeValidator(_by_name)] = Field(
+        {}, description="further frozen models that a method reads, by name: dpo=DIR,reverse=DIR"
     )
     reference_mixup: float = Field(
         0.0,
@@ -183,9 +196,8 @@ def _validated(part: type[BaseModel], values: Mapping[str, Any], prefix: str) ->
         name = flag(prefix + str(first["loc"][0]))
         if first["type"] == "missing":
             raise ValueError(f"{name} is missing") from None
-        raise ValueError(
-            f"{name}: {first['input']!r} is not valid: {first['msg'][0].lower()}{first['msg'][1:]}"
-        ) from None
+        said = first["msg"].removeprefix("Value error, ")
+        raise ValueError(f"{name}: {first['input']!r} is not valid: {said[0].lower()}{said[1:]}") from None
 
 
 def _weights(weights: Any, count: int) -> list[float]:

@@ -13,7 +13,7 @@ from softq.lm.model import AdapterOff, CausalLM
 from softq.lm.probe import TOLERANCE
 from softq.lm.score import Models
 from softq.lm.tokenizer import load_tokenizer
-from softq.mdp.readouts import REF_LOGP
+from softq.mdp.readouts import REF_LOGP, logp_of
 from softq.records import Batch, Method, Scored, moved
 from softq.training import ranks
 from softq.training.loop import credited, default_budget, with_columns
@@ -24,7 +24,7 @@ from softq.training.source import batch_of, usable
 from softq.verify.law import Finding, apart
 
 READ = frozenset(
-    "model reference data format rename chat_template max_length truncate eval_fraction seed tokens_per_micro layout "
+    "model reference models data format rename chat_template max_length truncate eval_fraction seed tokens_per_micro layout "
     "gradient_checkpointing dtype bf16 use_peft lora_r lora_alpha lora_target_modules".split()
 )
 """Settings of a run that the laws of a model read."""
@@ -116,8 +116,8 @@ def on_model(name: str, settings: Settings, method: Method, call: Call, rows: in
 
 
 def log_probs(on: OnModel, batch: Batch | None = None) -> Scored:
-    """ "logp" [B, T] and, where a reference is loaded, "ref_logp" [B, T] of the step's actions, as training scores them."""
-    needs = () if on.no_reference else (REF_LOGP,)
+    """ "logp" [B, T] of the step's actions, as training scores them, and of each frozen model that is loaded "NAME_logp"."""
+    needs = tuple(REF_LOGP if name == "ref" else logp_of(name) for name in on.loaded.models if name != "policy")
     return scored_whole(Method((), needs), on.loaded.models, batch or on.batch, on.tokens_per_micro)
 
 

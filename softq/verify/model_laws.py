@@ -41,7 +41,7 @@ PADDING = 7  # columns
 
 
 def own_forward(on: OnModel) -> Finding:
-    """|Δ log-prob| of `score` and of each row by itself through the model's own forward, of policy and reference."""
+    """|Δ log-prob| of `score` and of each row by itself through the model's own forward, of every model that is loaded."""
     scored, tokens, found, note = log_probs(on), on.batch.tokens, [], ""
     for name, model in on.loaded.models.items():
         ours = scored["logp" if name == "policy" else f"{name}_logp"].cpu()
@@ -73,14 +73,15 @@ def layouts(on: OnModel) -> Finding | str:
 
 
 def _laid(on: OnModel, layout: str) -> Slope:
-    """Of the step, with policy and reference in a layout (a reference that can not: in its own)."""
+    """Of the step, with all models in a layout (a frozen one that can not: in its own)."""
     models: dict[str, nn.Module] = {"policy": CausalLM(on.policy.model, layout, on.policy.own_head)}
-    reference = None if on.no_reference else on.loaded.models["ref"]
-    if isinstance(reference, AdapterOff):
-        models["ref"] = AdapterOff(models["policy"])  # pyright: ignore[reportArgumentType]
-    elif isinstance(reference, CausalLM):
-        fits = layout == "plain" or not _unfit(reference, layout)
-        models["ref"] = CausalLM(reference.model, layout if fits else reference.layout, reference.own_head)
+    for name, frozen in ((name, model) for name, model in on.loaded.models.items() if name != "policy"):
+        models[name] = frozen
+        if isinstance(frozen, AdapterOff):
+            models[name] = AdapterOff(models["policy"])  # pyright: ignore[reportArgumentType]
+        elif isinstance(frozen, CausalLM):
+            fits = layout == "plain" or not _unfit(frozen, layout)
+            models[name] = CausalLM(frozen.model, layout if fits else frozen.layout, frozen.own_head)
     laid = on._replace(loaded=on.loaded._replace(models=Models(models)))
     return cut_slope(laid, on.tokens_per_micro)
 
