@@ -1,6 +1,6 @@
-"""Pairs compared by the derivative of an f-divergence: h(β (g(L_w) - g(L_l))), g(L) = f'(e^L); of the reverse KL g(L) = L, dpo.
+"""Pairs compared by the derivative of an f-divergence: h(β (g(L_w) - g(L_l))), g(L) = f'(e^L).
 
-The constants of f' stay, so that a score is 0 at the reference; margins do not see them.
+Of the reverse KL g(L) = L: dpo. The constants of f' stay, so a score is 0 at the reference; margins do not see them.
 """
 
 import math
@@ -20,15 +20,16 @@ LARGEST = 80.0
 def forward_kl_dpo(*, beta: float = 0.1) -> Method:
     """f-DPO with the forward KL, arXiv 2309.16240: h(β (e^{-L_l} - e^{-L_w})).
 
-    scores/* is β g(L), g(L) = 1 - e^{-L}, below 1 and in nats to first order. -L is clamped at 80: a completion that is e^80
-    times less likely than under the reference has no gradient, where the paper's is too large for any step. Long before,
-    at L = -10, a chosen completion outweighs thousands of others.
+    scores/* is β g(L), g(L) = 1 - e^{-L}, below 1 and in nats to first order. -L is clamped at 80: a completion that is
+    e^80 times less likely than under the reference has no gradient, where the paper's is too large for any step. Long
+    before, at L = -10, a chosen completion outweighs thousands of others.
 
     Assumes: labels drawn by σ(R_w - R_l), and log-ratios of some nats, as short completions or small steps keep them.
 
-    Rests: on soft labels at the best of E[R] - β KL(π_ref‖π): π = π_ref β/(c - R), c making it sum to 1. Every completion
-    keeps mass in inverse proportion to its regret. Pairs that nothing connects share their mass. On pairs that are always
-    labelled the same way nowhere.
+    Rests: on soft labels at the best of E[R] - β KL(π_ref‖π): π = π_ref β/(c - R), c making it sum to 1. Every
+    completion keeps mass in inverse proportion to its regret. Other than in dpo the mass between pairs that nothing
+    connects is not free: e^{-L} of each is compared, not L up to a constant. On pairs that are always labelled the same
+    way nowhere.
 
     TRL: `f_divergence_type: forward_kl` with `loss_type: sigmoid`; the same where it is finite. It does not clamp.
 
@@ -40,13 +41,13 @@ def forward_kl_dpo(*, beta: float = 0.1) -> Method:
 def js_dpo(*, beta: float = 0.1) -> Method:
     """f-DPO with the Jensen-Shannon divergence, arXiv 2309.16240: h(β (log σ(L_w) - log σ(L_l))).
 
-    scores/* is β g(L), g(L) = log 2σ(L): about L + log 2 far below 0, half of L near it, and never above log 2. Nothing needs
-    to be clamped.
+    scores/* is β g(L), g(L) = log 2σ(L): about L + log 2 far below 0, half of L near it, and never above log 2. Nothing
+    needs to be clamped.
 
     Assumes: labels drawn by σ(R_w - R_l).
 
-    Rests: on soft labels where β log 2σ(L) = R + c, c making Σ π = 1: e^L = 1/(2e^{-(R+c)/β} - 1). On pairs that are always
-    labelled the same way nowhere: the rejected one falls for ever.
+    Rests: on soft labels where β log 2σ(L) = R + c, c making Σ π = 1: e^L = 1/(2e^{-(R+c)/β} - 1). On pairs that are
+    always labelled the same way nowhere: the rejected one falls for ever.
 
     TRL: `f_divergence_type: js_divergence` with `loss_type: sigmoid`; the same.
 
@@ -58,17 +59,17 @@ def js_dpo(*, beta: float = 0.1) -> Method:
 def alpha_dpo(*, beta: float = 0.1, alpha: float = 0.5) -> Method:
     """f-DPO with an α-divergence, arXiv 2309.16240: h(β (e^{(α-1)L_w} - e^{(α-1)L_l})/(α-1)), α from 0 to 1.
 
-    α = 0 is forward_kl_dpo and α = 1 is dpo; the paper's α is 1 - α here. scores/* is β g(L), g(L) = (e^{(α-1)L} - 1)/(α-1), in
-    nats to first order. (α-1)L is clamped at 80: below L = -80/(1-α) a completion has no gradient, where the paper's is too
-    large for any step. Beyond α = 1 the theory fails: completions may end with no mass.
+    α = 0 is forward_kl_dpo and α = 1 is dpo; the paper's α is 1 - α here. scores/* is β g(L), g(L) = (e^{(α-1)L} -
+    1)/(α-1), in nats to first order. (α-1)L is clamped at 80: below L = -80/(1-α) a completion has no gradient, where
+    the paper's is too large for any step. Beyond α = 1 the theory fails: completions may end with no mass.
 
     Assumes: labels drawn by σ(R_w - R_l), and log-ratios of some nats where α is near 0.
 
-    Rests: on soft labels where β g(L) = R + c, c making Σ π = 1: π ∝ π_ref (c' - (1-α)R/β)^{-1/(1-α)}. On pairs that are always
-    labelled the same way nowhere.
+    Rests: on soft labels where β g(L) = R + c, c making Σ π = 1: π ∝ π_ref (c' - (1-α)R/β)^{-1/(1-α)}. On pairs that
+    are always labelled the same way nowhere.
 
-    TRL: `f_divergence_type: alpha_divergence` with `loss_type: sigmoid`, `f_alpha_divergence_coef` is α; clamped the same.
-    In older versions the coefficient was 1-α.
+    TRL: `f_divergence_type: alpha_divergence` with `loss_type: sigmoid`, `f_alpha_divergence_coef` is α; clamped the
+    same. In older versions the coefficient was 1-α.
 
     Choose it: to trade reward for width by one number.
     """

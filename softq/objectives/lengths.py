@@ -38,9 +38,9 @@ def dpo_norm(*, beta: float = 5.0) -> Method:
 def rdpo(*, beta: float = 0.1, alpha: float = 0.05) -> Method:
     """R-DPO, arXiv 2403.19159: h(βm + α (|y_w| - |y_l|)).
 
-    The objective is E[R - α|y|] - β KL: a token costs α in reward. The sign is plus: of a longer winner the length explains
-    a part, and it learns less. scores/* is βL + α|y|, the reward with the cost given back. (rDPO, for flipped labels, is
-    robust.)
+    The objective is E[R - α|y|] - β KL: a token costs α in reward. The sign is plus: of a longer winner the length
+    explains a part, and it learns less. scores/* is βL + α|y|, the reward with the cost given back. (rDPO, for flipped
+    labels, is robust.)
 
     Assumes: labels drawn by σ(R_w - R_l), with an R that pays for length what the policy should not be paid.
 
@@ -62,17 +62,18 @@ def rdpo(*, beta: float = 0.1, alpha: float = 0.05) -> Method:
 
 
 def ld_dpo(*, beta: float = 0.1, alpha: float = 0.5) -> Method:
-    """LD-DPO, arXiv 2409.06411: h(β (L'_w - L'_l)), L' = Σ_{t ≤ n} log π/π_ref + α Σ_{t > n} log π/π_ref, n = min(|y_w|, |y_l|).
+    """LD-DPO, arXiv 2409.06411: h(β (L'_w - L'_l)), L' = Σ_{t≤n} l_t + α Σ_{t>n} l_t, n = min(|y_w|, |y_l|).
 
-    What the longer completion says after the length of the shorter one counts α of a token, in policy and reference alike:
-    α = 1 is dpo, α = 0 compares prefixes. A row's score is its L', the mean of them where it stands in several pairs.
+    l_t is log π/π_ref of a token: what the longer completion says after the length of the shorter one counts α of that,
+    in policy and reference alike. α = 1 is dpo, α = 0 compares prefixes. scores/* is βL', the mean of them where a row
+    stands in several pairs.
 
     Assumes: hard labels, and that what decides stands within the length of the shorter completion.
 
     Rests: nowhere that is known: the score of a completion depends on what it is compared with, so no one distribution
-    gives every pair its margin. On pairs that are always labelled the same way m' grows for ever.
+    gives every pair its margin. On pairs that are always labelled the same way L'_w - L'_l grows for ever.
 
-    TRL: `ld_alpha` with any loss type, the same with `loss_type: sigmoid`. Elsewhere it is applied to the policy only, where the
+    TRL: `ld_alpha` with any loss type, the same with `loss_type: sigmoid`. Some libraries cut the policy only; there the
     loss at the reference is not log 2.
 
     Choose it: where pairs differ in length and the tail should still be learned, but less.
