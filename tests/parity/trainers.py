@@ -82,7 +82,9 @@ def _kto(trainer: Any, step: Step) -> Tensor:
     """Labelled rows, and the completions under other prompts beside them."""
     trainer.ref_model = stand_in(step.reference)
     labels = step.batch.labels
-    given = inputs(step.batch, labels.row) | inputs(step.batch, labels.mismatched, "KL_") | {"label": labels.good}
+    given = inputs(step.batch, labels.row) | {"label": labels.good}
+    if trainer.calculate_KL:
+        given |= inputs(step.batch, labels.mismatched, "KL_")
     return trainer._compute_loss(stand_in(step.policy), given, return_outputs=False)
 
 

@@ -18,9 +18,10 @@ SFT = ("SFTTrainer", {})
 GRPO = {"loss_type": "grpo", "epsilon": 0.2}
 OWN: Mapping[str, tuple[tuple[str, Mapping[str, Any]], ...]] = {
     "sft": (SFT,),
+    "dpo_free": (("CPOTrainer", {"loss_type": "sigmoid", "cpo_alpha": 0.0}),),
     "grpo": (("GRPOTrainer", {**GRPO, "use_bias_correction_kl": False}), ("GRPOTrainer", GRPO)),
 }
-"""Methods that are asked for in another way here: rows without pairs, and rollouts."""
+"""Families that are asked for in another way: rows without pairs, dpo without a reference, and rollouts."""
 
 REASONS: Mapping[tuple[str, str], str] = {
     (
@@ -62,16 +63,16 @@ def verdicts(trainers: Trainers) -> Iterator[Verdict]:
         if "population" in entry["inputs"]:
             continue
         found = asked(entry["method"], entry["parameters"])
-        ways = OWN.get(entry["method"]) or ([found] if found else [])
+        ways = OWN.get(entry["name"].split("/")[0]) or ([found] if found else [])
         if not ways:
             yield Verdict(entry, "–", None, "cannot be reached: not there")
         for trainer, settings in ways:
             shown = " ".join([trainer, *(f"{key}={value}" for key, value in settings.items() if key != "beta")])
-            yield Verdict(entry, shown, *_judged(entry, trainer, {**_beta(entry, trainer), **settings}, trainers))
+            yield Verdict(entry, shown, *_judged(entry, trainer, {**_beta(entry), **settings}, trainers))
 
 
-def _beta(entry: Entry, trainer: str) -> dict[str, float]:
-    return {"beta": entry["parameters"]["beta"]} if trainer == "GRPOTrainer" else {}
+def _beta(entry: Entry) -> dict[str, float]:
+    return {"beta": entry["parameters"]["beta"]} if "beta" in entry["parameters"] else {}
 
 
 def _judged(entry: Entry, trainer: str, settings: Mapping[str, Any], trainers: Trainers) -> tuple[float | None, str]:
