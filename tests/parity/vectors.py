@@ -23,25 +23,16 @@ OWN: Mapping[str, tuple[tuple[str, Mapping[str, Any]], ...]] = {
 }
 """Families that are asked for in another way: rows without pairs, dpo without a reference, and rollouts."""
 
-REASONS: Mapping[tuple[str, str], str] = {
-    (
-        "cdpo",
-        "",
-    ): "wrong: sigmoid takes label_smoothing and ignores it without a word (until 0.28 it was cDPO); this is dpo",
-    (
-        "ipo_sum",
-        "",
-    ): "differs by design: log-ratios per token, as IPO's authors confirmed; the paper's sums can not be had",
-    ("wpo", ""): "differs by design: the weight of a pair is not clamped at 1; the official code clamps it",
-    (
-        "grpo",
-        "",
-    ): "differs by design: by default the KL term is multiplied by ρ, so that its gradient is that of KL(π‖π_ref)",
-    ("discopop", "extreme margins"): "wrong: nan, since e^-u and σ(u/τ) are multiplied: ∞ · 0 far on the wrong side",
-    (
-        "forward_kl_dpo",
-        "extreme margins",
-    ): "wrong: nan, since e^-L is not clamped: ∞ - ∞ where both are far below the reference",
+BASELINE = "differs by design: the KL baseline is of past steps, there of this one"
+REASONS: Mapping[str, str] = {
+    "cdpo": "wrong: sigmoid takes label_smoothing and ignores it without a word (until 0.28 it was cDPO); this is dpo",
+    "ipo_sum": "differs by design: log-ratios per token, as IPO's authors confirmed; the paper's sums can not be had",
+    "wpo": "differs by design: the weight of a pair is not clamped at 1; the official code clamps it",
+    "kto_running": BASELINE,
+    "kto_dataset": BASELINE,
+    "grpo": "differs by design: by default the KL term is multiplied by ρ, so that its gradient is that of KL(π‖π_ref)",
+    "discopop/extreme margins": "wrong: nan, since e^-u and σ(u/τ) are multiplied: ∞ · 0 far on the wrong side",
+    "forward_kl_dpo/extreme margins": "wrong: nan, since e^-L is not clamped: ∞ - ∞ where both are far below the reference",
 }
 """Why a family's steps, or one step of it, are not what the vectors say."""
 
@@ -83,8 +74,8 @@ def _judged(entry: Entry, trainer: str, settings: Mapping[str, Any], trainers: T
     if settings.get("f_divergence_type") == "alpha_divergence":
         step = step._replace(policy=_single(step.policy), reference=_single(step.reference))
     off = apart(entry, trainers.loss(trainer, settings, step), step)
-    family, name = entry["name"].split("/")
-    reason = REASONS.get((family, name)) or REASONS.get((family, ""), "UNEXPLAINED")
+    family = entry["name"].split("/")[0]
+    reason = REASONS.get(entry["name"]) or REASONS.get(family, "UNEXPLAINED")
     return off, "agrees" if off <= AGREES else reason
 
 
