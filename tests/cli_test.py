@@ -179,6 +179,8 @@ def mistakes(model: Path, pairs: Path, directory: Path) -> dict[str, tuple[list[
     strange.write_text(json.dumps({"question": "x", "answer": "y"}) + "\n")
     column = directory / "column.jsonl"
     column.write_text(json.dumps({"prompt": "x", "chosen": " y", "rejected": " z", "margin": 1.0}) + "\n")
+    judged = directory / "judged.jsonl"
+    judged.write_text(json.dumps({"prompt": "x", "completion": " y", "label": True}) + "\n")
     chat = directory / "chat.jsonl"
     turn = [{"role": "user", "content": "x"}]
     said = {
@@ -214,7 +216,7 @@ def mistakes(model: Path, pairs: Path, directory: Path) -> dict[str, tuple[list[
             "'margin' is known but ipo does not read it",
         ),
         "no template": (["train", "dpo", *run, "--data", str(chat)], 3, "--chat-template FILE|chatml"),
-        "wrong kind": (["train", "infonca", *good], 2, "infonca takes groups, the data holds pairs"),
+        "wrong kind": (["train", "dpo", *run, "--data", str(judged)], 2, "dpo takes pairs, the data holds labels"),
         "reference of sft": (["train", "sft", *good, "--reference", "m"], 2, "--reference: sft reads no reference"),
         "no model": (["train", "dpo", *good, "--model", str(directory / "nothing")], 2, "nothing"),
         "negative beta": (["train", "dpo", *good, "--beta=-1"], 2, "beta is -1.0; expected beta > 0"),
