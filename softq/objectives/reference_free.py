@@ -21,7 +21,7 @@ CERTAIN = -1e-7
 
 
 def likelihood(scored: Scored, batch: Batch) -> Tensor:
-    """LP [B] in nats, also where a summand beside this one has a reference scored."""
+    """LP [B] in nats. It is that also where a summand beside this one has a reference scored."""
     return scored["logp"].sum(-1)
 
 

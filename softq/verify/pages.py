@@ -127,7 +127,8 @@ def scored(method: Method) -> str:
     rewards = f"rewards/* is β {ratio} of a completion, in reward"
     if method.reward is implicit:
         return f"{rewards}; scores/*, what the loss trains, is the same"
-    what = " ".join((inspect.getdoc(method.reward) or "the method's own").split("\n\n")[0].split()).rstrip(".")
+    what = " ".join((inspect.getdoc(method.reward) or "the method's own").split("\n\n")[0].split())
+    what = what.partition(". ")[0].rstrip(".")
     what = re.sub(r"^\[B\]:? ?|(?<= )\[B\] ", "", what)
     return f"{rewards}; scores/*, what the loss trains, is β times this: {what}"
 
