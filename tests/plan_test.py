@@ -7,6 +7,7 @@ import torch
 from tiny import tokens_of
 
 from softq.training import ranks
+from softq.training.loop import with_columns
 from softq.training.plan import plan, shares
 from softq.verify.contract import CONTRACT
 from softq.verify.tables import slope, some_models, some_step
@@ -49,7 +50,7 @@ def _states(rows: list) -> int:
 @pytest.mark.parametrize("name", [name for name, line in CONTRACT.items() if not line.method.coupled])
 def test_shares_add_up_and_one_for_nothing_adds_nothing(name: str, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
     method, of = CONTRACT[name].method, some_models()
-    batch = some_step(method)
+    batch = with_columns(some_step(method), method.memory)
     loss, whole = slope(method, of, batch)
     monkeypatch.setattr(ranks, "count", lambda: count)
     total, sums, numbers = 0.0, torch.zeros_like(whole), set()
