@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from torch import Tensor
 
-from softq.records import Batch, Method, Scored, Term, no_credit
+from softq.records import Batch, Method, Readout, Scored, Term, no_credit
 
 HOLDS: Mapping[str, tuple[str, ...]] = {
     "pairs": ("rows",),
@@ -32,7 +32,12 @@ def weighted_sum(summands: Sequence[tuple[Method, float]]) -> Method:
     names = [name for method in methods for name in method.memory]
     if again := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(f"two summands remember {', '.join(again)}: a batch has one column of a name")
-    needs = {readout.name: readout for method in methods for readout in method.needs}
+    needs: dict[str, Readout] = {}
+    for readout in (readout for method in methods for readout in method.needs):
+        if needs.setdefault(readout.name, readout) != readout:
+            raise ValueError(
+                f"two summands read different things by the name {readout.name}: one score has one value of a name"
+            )
     columns = dict.fromkeys(column for method in methods for column in method.columns)
     return methods[0]._replace(
         terms=tuple(_scaled(term, weight) for method, weight in summands for term in method.terms),
