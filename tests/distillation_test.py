@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import cast
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from softq.mdp.readouts import extrapolated, kl, step_size
 from softq.mdp.soft import sequence_kl
-from softq.mdp.tabular import along, every_trajectory, random_table, token_tree
+from softq.mdp.tabular import TabularLM, along, every_trajectory, random_table, token_tree
 from softq.objectives import METHODS
 from softq.objectives.sums import weighted_sum
 from softq.records import Batch, Pairs
@@ -89,13 +90,13 @@ def test_the_loss_by_hand() -> None:
     """mean over rows of (1/|y|) Σ_t β/α_t KL(π‖teacher): rows of one and three actions."""
     method = METHODS["aligndistil"](beta=0.3, ratio=4.0, epsilon=0.2)
     of, tokens = some_models(), rows(OWN[:2])
-    of_dpo, of_reverse, policy = (of[name].table.detach() for name in ("dpo", "reverse", "policy"))  # pyright: ignore
+    told, policy = cast(dict[str, TabularLM], of), cast(TabularLM, of["policy"])
+    of_dpo, of_reverse = (told[name].table.detach() for name in ("dpo", "reverse"))
     alpha = step_size(of_dpo, of_reverse, 4.0, 0.2)
-    each = 0.3 / alpha * kl(policy, extrapolated(of_dpo, of_reverse, alpha))
-    at = of["policy"].rows  # pyright: ignore[reportAttributeAccessIssue]
+    each = 0.3 / alpha * kl(policy.table.detach(), extrapolated(of_dpo, of_reverse, alpha))
     means = []
     for ids, action in zip(tokens.ids.tolist(), tokens.action, strict=True):
-        states = [at[tuple(ids[: t + 1])] for t in action.nonzero()[:, 0].tolist()]
+        states = [policy.rows[tuple(ids[: t + 1])] for t in action.nonzero()[:, 0].tolist()]
         means.append(sum(each[s].item() for s in states) / len(states))
     assert len({int(row.sum()) for row in tokens.action}) == 2
     assert slope(method, of, Batch(tokens)).loss.item() == pytest.approx(sum(means) / 2, rel=1e-12)
