@@ -203,15 +203,13 @@ def _stationary_scores(link: Link, batch: Batch, rows: Tensor) -> Tensor:
 
     rises = torch.func.grad(lambda margin: link(margin).sum())
     each = torch.eye(len(rows), dtype=weight.dtype)
-    apart, pin = each[chosen] - each[rejected], 2 * weight.sum() / len(rows) ** 2  # [P, n], and the square's own part
+    apart = each[chosen] - each[rejected]  # [P, n]
+    pin = weight.mean()  # bends a constant in all scores; their mean stays 0, so it has no slope
     score = torch.zeros(len(rows), dtype=weight.dtype)
     for _ in range(200):
         margin = score[chosen] - score[rejected]
         first, second = torch.func.jvp(rises, (margin,), (torch.ones_like(margin),))[:2]
-        bend, slope = (
-            apart.mT @ ((weight * second)[:, None] * apart) + pin,
-            apart.mT @ (weight * first) + pin * score.sum(),
-        )
+        bend, slope = apart.mT @ ((weight * second)[:, None] * apart) + pin, apart.mT @ (weight * first)
         curvature = torch.linalg.eigvalsh(bend)
         if not curvature[0] > 1e-13 * curvature[-1]:
             raise ArithmeticError("the link is not strictly convex: no one distribution is where the pairs balance")
