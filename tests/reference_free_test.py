@@ -15,6 +15,7 @@ from softq.verify.populations import population
 
 FREE = {
     "simpo": METHODS["simpo"](),
+    "alphapo": METHODS["alphapo"](),
     "orpo": METHODS["orpo"](),
     "cpo": METHODS["cpo"](),
     "slic": METHODS["slic"](),
@@ -70,6 +71,8 @@ def test_extremes_are_finite_in_float32(name: str, sums: tuple[float, ...]) -> N
     ("name", "setting"),
     [
         ("simpo", {"gamma": -0.1}),
+        ("alphapo", {"alpha": 0.0}),
+        ("alphapo", {"gamma": -0.1}),
         ("cpo", {"alpha": -1.0}),
         ("slic", {"alpha": -0.1}),
         ("slic", {"delta": 0.0}),
@@ -130,6 +133,16 @@ def test_simpo_of_equal_lengths_is_dpo_without_a_reference_at_a_smaller_beta() -
     four = step(lengths=[4] * 4, P=2)
     one, other = METHODS["simpo"](beta=2.0, gamma=0.0), METHODS["cpo"](beta=0.5, alpha=0.0)
     assert total(one, seen(four, SUMS), four).item() == pytest.approx(total(other, seen(four, SUMS), four).item())
+
+
+def test_alphapo_shapes_the_reward_of_simpo() -> None:
+    """r = (1 - p^-α)/α of means -1 and -2, α = ½: -1.297 and -3.437; below 0 the far one counts less: -0.787 and -1.264."""
+    batch = step(lengths=[2, 1])
+    scored = seen(batch, tensor(-2.0, -2.0))
+    for alpha, rewards in ((0.5, (-1.2974425414, -3.4365636569)), (-0.5, (-0.7869386806, -1.2642411177))):
+        method = METHODS["alphapo"](beta=2.0, gamma=0.3, alpha=alpha)
+        assert method.reward(scored, batch).tolist() == pytest.approx(rewards, rel=1e-9)
+        assert total(method, scored, batch).item() == pytest.approx(h(2 * (rewards[0] - rewards[1]) - 0.3), rel=1e-9)
 
 
 def test_simpo_scores_the_mean_token() -> None:

@@ -9,7 +9,7 @@ from softq.objectives.divergences import alpha_dpo, forward_kl_dpo, js_dpo
 from softq.objectives.lengths import dpo_norm, ld_dpo, rdpo
 from softq.objectives.margins import discopop, dpo, exo, hinge, ipo, robust
 from softq.objectives.rankings import all_pairs, best_vs_rest, exo_k, infonca, nca_k, plackett_luce, sppo
-from softq.objectives.reference_free import cpo, gamma_dpo, orpo, simpo, slic
+from softq.objectives.reference_free import alphapo, cpo, gamma_dpo, orpo, simpo, slic
 from softq.objectives.regression import kl_to_target, rebel, reward_regression, soft_preference
 from softq.objectives.sides import apo_down, apo_zero, bco_pair, nca, sppo_hard
 from softq.objectives.token_level import bmc, cringe, tdpo1, tdpo2, wpo
@@ -39,6 +39,7 @@ METHODS: Mapping[str, Callable[..., Method]] = {
     "rpo": rpo,
     "dpo_anchor": dpo_anchor,
     "simpo": simpo,
+    "alphapo": alphapo,
     "cpo": cpo,
     "orpo": orpo,
     "slic": slic,

@@ -10,6 +10,7 @@ from softq import masked
 from softq.mdp.readouts import REF_LOGP
 from softq.objectives import weights
 from softq.objectives.demonstrations import sft
+from softq.objectives.divergences import LARGEST
 from softq.objectives.fixed_points import balanced, softmax_of_reward
 from softq.objectives.links import logistic, not_negative, positive
 from softq.objectives.margins import contrast
@@ -73,6 +74,30 @@ def simpo(*, beta: float = 2.0, gamma: float = 0.5) -> Method:
 
     rest = FixedPoint("soft pairs", balanced(link, length_average=True, share=0.0))
     return _by_score("simpo", score, link, beta)._replace(fixed_point=rest)
+
+
+def alphapo(*, beta: float = 2.0, gamma: float = 0.5, alpha: float = 0.25) -> Method:
+    """AlphaPO, arXiv 2501.03884: h(β(r_w - r_l) - γ), r(y) = (1 - p^{-α})/α, p = e^{LP/|y|}, h(z) = -log σ(z).
+
+    SimPO with another shape of reward, to which it tends as α tends to 0: α > 0 makes differences between unlikely completions
+    count more than those between likely ones, α < 0 less. Exponents are clamped at 80.
+
+    Assumes: what simpo does.
+    Rests: nowhere that is stated: on soft labels the pairs of a prompt balance at one set of scores, but the constant that makes
+    probabilities of them is not known in closed form. Hard labels part for ever.
+    TRL: CPOTrainer's `loss_type: alphapo`; its `alpha` is 0 if it is not given, which is SimPO.
+    Choose it: where simpo lets the likelihood of the chosen fall too far, with α as one more number to tune.
+    """
+    not_negative("gamma", gamma)
+    if not alpha:
+        raise ValueError("alpha is 0, which is simpo; expected another number")
+
+    def score(scored: Scored, batch: Batch) -> Tensor:
+        """(1 - p^{-α})/α, in nats a token to first order."""
+        mean = masked.mean(scored["logp"], batch.tokens.action, -1)
+        return -torch.expm1((-alpha * mean).clamp(max=LARGEST)) / alpha
+
+    return _by_score("alphapo", score, lambda d: logistic(beta * d - gamma), beta)
 
 
 def cpo(*, beta: float = 0.1, alpha: float = 1.0) -> Method:

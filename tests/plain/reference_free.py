@@ -18,6 +18,11 @@ def simpo(x: dict, p: dict) -> float:
     return over_pairs(x, lambda k, w, low: h(p["beta"] * (each[w] - each[low]) - p["gamma"]))
 
 
+def alphapo(x: dict, p: dict) -> float:
+    each = [(1 - math.exp(min(-p["alpha"] * mean(row), 80))) / p["alpha"] for row in x["logp"]]
+    return over_pairs(x, lambda k, w, low: h(p["beta"] * (each[w] - each[low]) - p["gamma"]))
+
+
 def cpo(x: dict, p: dict) -> float:
     return gamma_dpo(x, {**p, "gamma": 0.0}) + p["alpha"] * sft(x, {})
 
@@ -33,4 +38,4 @@ def slic(x: dict, p: dict) -> float:
     return over_pairs(x, lambda k, w, low: max(0.0, p["delta"] - total[w] + total[low]) - p["alpha"] * total[w])
 
 
-LOSSES = {"gamma_dpo": gamma_dpo, "simpo": simpo, "cpo": cpo, "orpo": orpo, "slic": slic}
+LOSSES = {"gamma_dpo": gamma_dpo, "simpo": simpo, "alphapo": alphapo, "cpo": cpo, "orpo": orpo, "slic": slic}

@@ -8,7 +8,7 @@ import torch
 from softq.mdp.tabular import every_trajectory, random_table, token_tree
 from softq.objectives.demonstrations import sft
 from softq.objectives.margins import dpo
-from softq.objectives.reference_free import cpo, gamma_dpo, orpo, simpo, slic
+from softq.objectives.reference_free import alphapo, cpo, gamma_dpo, orpo, simpo, slic
 from softq.objectives.sums import weighted_sum
 from softq.records import Batch, Pairs
 from softq.verify.inputs import PAIR_STEPS, PER_PAIR, Family
@@ -55,6 +55,19 @@ LINES: Mapping[str, Line] = {
             some_models(tree=SHORT),
         ),
     ),
+    "alphapo": Line(
+        alphapo(beta=2.0, gamma=0.5, alpha=0.25),
+        why="the constant that makes probabilities of its scores is not known in closed form",
+        rests=inf,
+        free=False,
+        equals=equal(
+            "alphapo with α near 0 is simpo",
+            alphapo(beta=0.7, gamma=0.2, alpha=1e-12),
+            simpo(beta=0.7, gamma=0.2),
+            SINGLE_TOKENS,
+            some_models(tree=SHORT),
+        ),
+    ),
     "cpo": Line(
         cpo(beta=0.5, alpha=0.6),
         why=BETWEEN,
@@ -94,6 +107,10 @@ FAMILIES = (
            {"golden": (1, "cpo_preference")}),
     Family("simpo", "simpo", {"beta": 0.5, "gamma": 0.25}, "h(beta*(LP_w/len_w - LP_l/len_l) - gamma)", PER_PAIR, STEPS,
            {"golden": (1, "simpo")}),
+    Family("alphapo", "alphapo", {"beta": 0.5, "gamma": 0.25, "alpha": 0.25},
+           "h(beta*(r_w-r_l) - gamma), r=(1-exp(min(-alpha*LP/len, 80)))/alpha", PER_PAIR,
+           {**STEPS, "alpha below 0": PAIR_STEPS["uneven lengths"]}, {},
+           {"alpha below 0": {"alpha": -0.5}, "extreme margins": {"alpha": 1e-4}}),
     Family("cpo", "cpo", {"beta": 0.5, "alpha": 0.6},
            "(mean of h(beta*(LP_w-LP_l))) + alpha*(mean of -log pi(y_t) over the tokens of chosen rows)", PARTS, STEPS,
            {"golden": (1, "cpo_preference")}, {"golden": {"alpha": 0.0}}),
