@@ -179,6 +179,13 @@ def test_a_config_of_llama_factory_by_hand() -> None:
         ("cpo_alpha: 0.5", "cpo", {"beta": 0.1, "alpha": 0.5}),
         ("loss_type: sigmoid\nsimpo_gamma: 0.5", "cpo", {"beta": 0.1, "alpha": 1.0}),
         ("loss_type: simpo\ncpo_alpha: 0\nbeta: 2.0\nsimpo_gamma: 0.8", "simpo", {"beta": 2.0, "gamma": 0.8}),
+        ("loss_type: alphapo\nbeta: 2.0", "simpo", {"beta": 2.0, "gamma": 0.5}),
+        ("loss_type: alphapo\nalpha: 0.2\ncpo_alpha: 0.7", "alphapo", {"beta": 0.1, "gamma": 0.5, "alpha": 0.2}),
+        (
+            "loss_type: simpo\nalpha: 0.2\ncpo_alpha: 0.7",
+            "alphapo+sft",
+            {"alphapo.beta": 0.1, "alphapo.gamma": 0.5, "alphapo.alpha": 0.2, "weights": [1.0, 0.7]},
+        ),
         (
             "loss_type: simpo\nbeta: 2.0",
             "simpo+sft",
@@ -317,8 +324,7 @@ def test_settings_of_what_is_off_are_no_loss_and_turning_it_on_is() -> None:
         ("f_divergence_type: chi", "f_divergence_type 'chi' is no method here yet"),
         ("ld_alpha: 0.5\nuse_weighting: true", "ld_alpha and use_weighting together are no method here"),
         ("loss_type: [sigmoid, sft]\nuse_weighting: true", "use_weighting with another loss than sigmoid"),
-        ("loss_type: alphapo", "loss_type 'alphapo' of CPOTrainer is no method here"),
-        ("loss_type: simpo\nalpha: 0.2", "alpha, which is AlphaPO's, is no method here"),
+        ("loss_type: hinge\ncpo_alpha: 1\nalpha: 0.2", "alpha with loss_type 'hinge' is no method here"),
         ("loss_type: ipo\ncpo_alpha: 1", "loss_type 'ipo' of CPOTrainer is no method here"),
         ("loss_type: kto\ncpo_alpha: 1", "its keys are of cpo and of kto"),
         ("loss_type: [sigmoid, sigmoid]", "expected a weight for each, and each once"),

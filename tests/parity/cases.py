@@ -123,6 +123,7 @@ EQUAL: tuple[Case, ...] = (
     _equal("apo_unpaired", steps.labelled, beta=0.3),
     _equal("cpo", beta=0.3, alpha=0.6),
     _equal("simpo", beta=2.0, gamma=0.8),
+    _equal("alphapo", beta=2.0, gamma=0.8, alpha=0.3),
     _equal("orpo", ONE, beta=0.3),
 )
 """What is the same, once for each method that TRL has."""
@@ -214,7 +215,6 @@ NOT_HERE: Mapping[str, str] = {
     "DPOTrainer use_weighting with another loss than sigmoid": "WPO's loss is sigmoid's",
     "CPOTrainer, TPOTrainer loss_type=ipo": "no paper: IPO without a reference, on means of log-probabilities",
     "CPOTrainer, TPOTrainer label_smoothing": "CPO and SimPO have none",
-    "CPOTrainer loss_type=alphapo, or alpha": "AlphaPO's reward (1 - p^-α)/α",
     "OnlineDPOTrainer": "online; its losses are sigmoid, and ipo with the paper's sums (`ipo length_average=False`)",
 }
 

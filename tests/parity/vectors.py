@@ -31,6 +31,7 @@ REASONS: Mapping[str, str] = {
     "kto_running": BASELINE,
     "kto_dataset": BASELINE,
     "grpo": "differs by design: by default the KL term is multiplied by ρ, so that its gradient is that of KL(π‖π_ref)",
+    "alphapo/extreme margins": "wrong: infinite, since p is taken out of its logarithm: 0^-α where p underflows",
     "discopop/extreme margins": "wrong: nan, since e^-u and σ(u/τ) are multiplied: ∞ · 0 far on the wrong side",
     "forward_kl_dpo/extreme margins": "wrong: nan, since e^-L is not clamped: ∞ - ∞ where both are far below the reference",
 }

@@ -46,6 +46,7 @@ WAYS: Mapping[str, Way] = {
     "apo_unpaired": Way("KTOTrainer", {"loss_type": "apo_zero_unpaired"}, _named("beta")),
     "cpo": Way("CPOTrainer", {"loss_type": "sigmoid"}, _named("beta alpha=cpo_alpha")),
     "simpo": Way("CPOTrainer", {"loss_type": "simpo", "cpo_alpha": 0.0}, _named("beta gamma=simpo_gamma")),
+    "alphapo": Way("CPOTrainer", {"loss_type": "alphapo"}, _named("beta gamma=simpo_gamma alpha")),
     "orpo": Way("ORPOTrainer", {}, _named("beta")),
 }
 

@@ -136,16 +136,19 @@ def _of_demonstrations(read: Reading) -> None:
 
 def _cpo(read: Reading) -> Summands:
     """Of CPOTrainer: a loss of log π without a reference, and cpo_alpha of the chosen completions' NLL."""
-    loss, beta, alpha = str(read("loss_type")), read("beta"), read("cpo_alpha")
-    if loss not in CPO_LOSSES or read("alpha"):
-        what = "alpha, which is AlphaPO's," if read("alpha") else f"loss_type {loss!r} of CPOTrainer"
-        raise ValueError(f"{what} is no method here; there are {', '.join(CPO_LOSSES)} without alpha")
+    loss, beta, alpha, bend = str(read("loss_type")), read("beta"), read("cpo_alpha"), read("alpha")
+    if loss == "alphapo":  # which is simpo, by its alpha, alone
+        loss, alpha = "simpo", 0.0
+    if loss not in CPO_LOSSES or (bend and loss != "simpo"):
+        what = f"alpha with loss_type {loss!r}" if bend else f"loss_type {loss!r} of CPOTrainer"
+        raise ValueError(f"{what} is no method here; there are {', '.join(CPO_LOSSES)}, and alphapo")
     if read("label_smoothing") and loss != "hinge":
         read.lost.append(f"label_smoothing {read('label_smoothing'):g}: {CPO_LOSSES[loss]} has none here")
     if loss == "sigmoid":
         return [("cpo", 1.0, {"beta": beta, "alpha": alpha})]
     if loss == "simpo":
-        summands = [("simpo", 1.0, {"beta": beta, "gamma": read("simpo_gamma")})]
+        shape = {"alpha": bend} if bend else {}
+        summands = [("alphapo" if bend else "simpo", 1.0, {"beta": beta, "gamma": read("simpo_gamma"), **shape})]
     else:  # max(0, 1 - βm) is β max(0, 1/β - m)
         summands = [("slic", beta, {"delta": 1 / beta, "alpha": 0.0})]
         if not alpha:
