@@ -69,6 +69,8 @@ def test_what_print_config_writes_is_valid(name: str, wrong: Any) -> None:
         {"method": [{"mine.loss:hinge": {"margin": 1}}]},
         {"data": ["a.jsonl", {"path": "b.jsonl", "weight": 2, "name": "b"}]},
         {"data": {"path": "owner/name", "split": "test"}, "rename": {"prompt": "question"}},
+        {"method": "aligndistil", "models": {"dpo": "a", "reverse": "b"}},
+        {"method": "aligndistil", "models": "dpo=a,reverse=b"},
     ],
 )
 def test_what_train_reads_is_valid(document: dict[str, Any], wrong: Any) -> None:
@@ -99,6 +101,7 @@ def test_what_train_reads_is_valid(document: dict[str, Any], wrong: Any) -> None
         {"data": [{"name": "b"}]},
         {"data": [{"path": "b", "wieght": 2}]},
         {"model": None},
+        {"models": ["dpo=a"]},
         ["method"],
     ],
 )
@@ -115,6 +118,8 @@ def other(kind: Any, default: Any) -> st.SearchStrategy:
     low, high = 1e-9, 0.49  # within the bounds of every number that has any, and no power of ten
     if get_origin(kind) is not None and type(None) in get_args(kind):
         return st.none() | other(get_args(kind)[0], default)
+    if get_origin(kind) is dict:
+        return st.dictionaries(TEXT, TEXT, min_size=1)
     if get_args(kind) and get_origin(kind) is not list and not isinstance(get_args(kind)[0], str):
         return other(get_args(kind)[0], default)  # Annotated
     if kind is bool:
