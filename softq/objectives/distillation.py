@@ -5,7 +5,7 @@ from torch import Tensor
 from softq.mdp.readouts import distillation_of, teacher_of
 from softq.objectives import weights
 from softq.objectives.fixed_points import taught
-from softq.objectives.links import positive
+from softq.objectives.links import not_negative, positive
 from softq.records import Batch, FixedPoint, Method, Scored, Term
 
 
@@ -28,8 +28,7 @@ def aligndistil(*, beta: float = 0.1, ratio: float = 20.0, epsilon: float = 0.00
     """
     positive("beta", beta)
     positive("epsilon", epsilon)
-    if not ratio >= 0:
-        raise ValueError(f"ratio is {ratio}; expected ratio ≥ 0")
+    not_negative("ratio", ratio)
 
     def loss(scored: Scored, batch: Batch) -> Tensor:
         return scored["distillation"]

@@ -7,7 +7,7 @@ from softq import masked
 from softq.mdp.readouts import KL_FROM_REF, LOG_COLLISION, REF_LOGP, cringe_of
 from softq.objectives import weights
 from softq.objectives.fixed_points import improved, softmax_of_reward
-from softq.objectives.links import logistic, positive
+from softq.objectives.links import logistic, not_negative, positive
 from softq.objectives.margins import contrast
 from softq.records import Batch, FixedPoint, Method, Scored, Term, implicit
 
@@ -59,8 +59,7 @@ def tdpo2(*, beta: float = 0.1, alpha: float = 0.5) -> Method:
     Choose it: when a policy trained by dpo drifts too far from its reference on what is rejected.
     """
     positive("beta", beta)
-    if not alpha >= 0:
-        raise ValueError(f"alpha is {alpha}; expected alpha ≥ 0")
+    not_negative("alpha", alpha)
 
     def score(scored: Scored, batch: Batch) -> Tensor:
         """L + αK, in nats."""
@@ -125,8 +124,7 @@ def bmc(*, beta: float = 0.01, delta: float = 1.5) -> Method:
     Choose it: when rejected completions are edits of the chosen ones, such as corrected code or rewritten answers.
     """
     positive("beta", beta)
-    if not delta >= 0:
-        raise ValueError(f"delta is {delta}; expected delta ≥ 0")
+    not_negative("delta", delta)
 
     def score(scored: Scored, batch: Batch) -> Tensor:
         """Σ λ_t l_t, in nats."""
