@@ -7,7 +7,8 @@ import pytest
 from transformers import AutoModelForCausalLM
 
 from softq.studies import demo as study
-from softq.studies.demo import Answer, Result, below, demo, examples, localised
+from softq.studies.credit import Answer, below, localised
+from softq.studies.demo import Result, demo, examples
 from softq.training.events import OutputError
 from softq.worlds.world import Injected
 

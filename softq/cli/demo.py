@@ -9,7 +9,9 @@ from rich.text import Text
 from softq.cli.parser import Parser
 from softq.cli.show import Show
 from softq.inspection.colour import ink, shade
-from softq.studies.demo import END, Answer, Result, demo, examples
+from softq.studies.credit import Answer
+from softq.studies.demo import Result, demo, examples
+from softq.studies.small_model import END
 
 
 def run(words: list[str]) -> int:

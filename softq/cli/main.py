@@ -22,6 +22,7 @@ VERBS = {
     "push": "a finished output to the hub",
     "merge": "an adapter into the model under it, as one model",
     "methods": "the training methods: paper, what they need, their settings",
+    "study": "whole experiments: every method in one small world",
     "demo": "see it work on a small generated world, without downloads",
 }
 FAILURES = {"DataError": 3, "OutputError": 2, "ValueError": 2, "RunError": 1, "OSError": 1}

@@ -6,51 +6,31 @@ run. Nothing ever says which word was wrong; the implicit reward log π/π_ref o
 """
 
 import json
-import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
-from softq.data.encode import Completion, Encoded
 from softq.data.store import write_json
 from softq.inspection.colour import Line, picture
-from softq.lm.load import Loaded, load, without_bars
-from softq.lm.score import score
-from softq.mdp.readouts import REF_LOGP
-from softq.objectives import METHODS
+from softq.lm.load import Loaded, load
+from softq.studies.credit import Answer, credit, localised
+from softq.studies.small_model import END, crowd_pairs, fine_tune, sampled
 from softq.training.events import Event, Note, OutputError
-from softq.training.loop import train
 from softq.training.run import run
 from softq.training.settings import Call, build
-from softq.training.source import batches, tokens_of
-from softq.training.update import AdamW
 from softq.worlds.guidebook import guidebook
-from softq.worlds.world import Injected, Words, World
+from softq.worlds.world import World
 
 DEMONSTRATIONS, PAIRS = 24_000, 10_000
 STEPS = 600  # of fine-tuning, 64 answers each
 SAMPLES = 10  # a held-out prompt
 INJECTED = 300
-LONGEST = 80  # words of a sampled answer
 FIGURES = "demo.json"
-END, PAD = "<end>", "<pad>"
-
-
-class Answer(NamedTuple):
-    """One injected answer and what the models say of its tokens, the end token last."""
-
-    prompt: Words
-    injected: Injected
-    reward: list[float]  # log π/π_ref
-    before: list[float]  # log-prob of the fine-tuned model
-    after: list[float]  # log-prob of the DPO model
 
 
 class Result(NamedTuple):
@@ -83,7 +63,7 @@ def _tour(directory: Path, seed: int) -> Iterator[Event | Result]:
     prompt = rng.choice(world.prompts)
     yield Note(f"  {' '.join(prompt)}\n  {' '.join(world.demonstration(prompt, rng))}")
     yield Note(f"1. from scratch: {DEMONSTRATIONS:,} answers of the crowd, maximum likelihood")
-    fine_tune(world, directory / "sft", seed)
+    fine_tune(world, directory / "sft", seed, answers=DEMONSTRATIONS, steps=STEPS)
     yield Note(f"2. preferences: {PAIRS:,} pairs of answers, each with one noisy label for the whole answer")
     write_pairs(world, directory / "pairs.jsonl", seed)
     yield Note("3. DPO: softq train dpo on these pairs, the fine-tuned model as reference")
@@ -91,7 +71,7 @@ def _tour(directory: Path, seed: int) -> Iterator[Event | Result]:
     yield Note("4. held-out questions: did answers get better, and does the reward know which word is wrong?")
     before, after = load(str(directory / "sft"), None), load(str(directory / "dpo"), str(directory / "sft"))
     figures = {**_answered(world, before, seed, "before"), **_answered(world, after, seed, "after")}
-    answers = credit(world, after, seed)
+    answers = credit(world, after, INJECTED, seed)
     figures |= localised(answers)
     figures |= {"seed": seed, "pairs": PAIRS, "answers": len(answers), "seconds": round(time.monotonic() - began, 1)}
     write_json(directory / FIGURES, {"finished": True, **figures})
@@ -107,64 +87,10 @@ def claim(directory: Path, seed: int) -> None:
     write_json(directory / FIGURES, {"finished": False, "seed": seed})
 
 
-def tokenizer_of(world: World) -> PreTrainedTokenizerFast:
-    """One token a word."""
-    words = Tokenizer(
-        models.WordLevel({word: n for n, word in enumerate([PAD, END, *world.vocabulary])}, unk_token=PAD)
-    )
-    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(tokenizer_object=words, eos_token=END, pad_token=PAD)
-
-
-def fine_tune(world: World, directory: Path, seed: int) -> None:
-    """A language model from nothing: sft on the crowd's answers, saved as transformers saves it."""
-    torch.manual_seed(seed)
-    tokenizer = tokenizer_of(world)
-    end: Any = tokenizer.eos_token_id
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=64,
-        intermediate_size=192,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=4,
-        tie_word_embeddings=True,
-        max_position_embeddings=256,
-        bos_token_id=None,
-        eos_token_id=end,
-    )
-    loaded = load(AutoModelForCausalLM.from_config(config), None, tokenizer=tokenizer)
-    rng = Random(f"crowd {seed}")
-    records = []
-    for n in range(DEMONSTRATIONS):
-        prompt = rng.choice(world.prompts)
-        records.append(_record(f"answer {n}", prompt, world.demonstration(prompt, rng), tokenizer))
-    method = METHODS["sft"]()
-    update = AdamW(
-        loaded.models,
-        steps=STEPS,
-        learning_rate=6e-3,
-        schedule="cosine",
-        warmup_steps=3 * STEPS // 10,
-        weight_decay=0.01,
-        betas=(0.9, 0.98),
-    )
-    source = batches(records, method, batch_size=64, epochs=STEPS / math.ceil(len(records) / 64), seed=seed)
-    for _ in train(loaded.models, method, source, update):
-        pass
-    with without_bars():
-        loaded.policy.model.save_pretrained(str(directory))
-    tokenizer.save_pretrained(str(directory))
-
-
 def write_pairs(world: World, path: Path, seed: int) -> None:
     """Pairs of the crowd's answers as a data file: prompt, chosen, rejected."""
-    rng = Random(f"pairs {seed}")
     lines = []
-    for _ in range(PAIRS):
-        prompt = rng.choice(world.prompts)
-        first, second = world.demonstration(prompt, rng), world.demonstration(prompt, rng)
-        chosen, rejected = (first, second) if world.prefer(prompt, first, second, rng) else (second, first)
+    for prompt, chosen, rejected in crowd_pairs(world, PAIRS, seed):
         row = {"prompt": " ".join(prompt), "chosen": " " + " ".join(chosen), "rejected": " " + " ".join(rejected)}
         lines.append(json.dumps(row))
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
@@ -201,72 +127,6 @@ def _answered(world: World, loaded: Loaded, seed: int, when: str) -> dict[str, f
     return figures
 
 
-def sampled(world: World, loaded: Loaded, samples: int, seed: int) -> list[tuple[Words, Words, bool]]:
-    """Answers to the held-out prompts, (prompt, answer, ended): `samples` each at T = 1, or one greedy answer."""
-    ids = torch.tensor([_ids(prompt, loaded.tokenizer) for prompt in world.held_out])
-    torch.manual_seed(seed)
-    choice: dict[str, Any] = {"do_sample": True, "num_return_sequences": samples, "top_k": 0} if samples > 1 else {}
-    with torch.no_grad():
-        out = loaded.policy.transformer.generate(  # pyright: ignore[reportCallIssue]
-            ids, attention_mask=torch.ones_like(ids), max_new_tokens=LONGEST, **{"do_sample": False, **choice}
-        )
-    answers = []
-    end: Any = loaded.tokenizer.eos_token_id
-    for n, row in enumerate(out[:, ids.shape[1] :].tolist()):
-        said = row[: row.index(end)] if end in row else row
-        words: Any = loaded.tokenizer.convert_ids_to_tokens(said)
-        answers.append((world.held_out[n // samples], tuple(words), end in row))
-    return answers
-
-
-def credit(world: World, loaded: Loaded, seed: int) -> list[Answer]:
-    """Right answers with one of the crowd's errors put in, and the scores of their tokens."""
-    rng = Random(f"injected {seed}")
-    cases = []
-    for n in range(INJECTED):
-        prompt = world.held_out[n % len(world.held_out)]
-        cases.append((prompt, world.injected(prompt, rng)))
-    records = [_record(str(n), prompt, case.answer, loaded.tokenizer) for n, (prompt, case) in enumerate(cases)]
-    tokens = tokens_of([record.completions[0] for record in records], range(len(records)))
-    with torch.no_grad():
-        scored = score(loaded.models, tokens, (REF_LOGP,))
-    answers = []
-    for row, (prompt, case) in enumerate(cases):
-        after, before = (scored[name][row][tokens.action[row]].tolist() for name in ("logp", "ref_logp"))
-        reward = [a - b for a, b in zip(after, before, strict=True)]
-        answers.append(Answer(prompt, case, reward, before, after))
-    return answers
-
-
-def localised(answers: Sequence[Answer]) -> dict[str, float]:
-    """How well the lowest score finds the error, for the implicit reward and for two controls.
-
-    top1: the lowest-scored token of the answer is a word of the wrong name. auc: the probability that the word where the
-    answer leaves the truth scores below another token of any answer.
-    """
-    figures = {}
-    kinds: dict[str, Callable[[Answer], list[float]]] = {
-        "localisation": lambda answer: answer.reward,
-        "control": lambda answer: answer.before,
-        "control_dpo": lambda answer: answer.after,
-    }
-    for name, values in kinds.items():
-        hits = [int(np.argmin(values(answer))) in answer.injected.span for answer in answers]
-        wrong = [values(answer)[answer.injected.first_wrong] for answer in answers]
-        other = [
-            value for answer in answers for n, value in enumerate(values(answer)) if n != answer.injected.first_wrong
-        ]
-        figures |= {f"{name}_top1": sum(hits) / len(hits), f"{name}_auc": below(wrong, other)}
-    return figures
-
-
-def below(low: Sequence[float], high: Sequence[float]) -> float:
-    """P(a value of `low` is below one of `high`), a tie counting half: the area under the ROC curve."""
-    ordered = np.sort(np.asarray(high))
-    left, right = np.searchsorted(ordered, low, "left"), np.searchsorted(ordered, low, "right")
-    return float(1 - ((left + right) / 2).mean() / len(ordered))
-
-
 def drawn(answers: Sequence[Answer], figures: dict[str, Any]) -> str:
     """The picture: some answers, coloured by the implicit reward and by the fine-tuned model's log-prob."""
     lines = []
@@ -291,13 +151,3 @@ def examples(answers: Sequence[Answer], count: int = 3) -> list[Answer]:
     """The first answers to different questions, as they come: not chosen by how well they turned out."""
     first = {answer.prompt: answer for answer in reversed(answers)}
     return sorted(first.values(), key=answers.index)[:count]
-
-
-def _record(where: str, prompt: Words, answer: Words, tokenizer: Any) -> Encoded:
-    before = _ids(prompt, tokenizer)
-    ids = np.array([*before, *_ids(answer, tokenizer), tokenizer.eos_token_id])
-    return Encoded(where, (Completion(ids, np.arange(1, len(ids)) >= len(before), True),))
-
-
-def _ids(words: Words, tokenizer: Any) -> list[int]:
-    return tokenizer.convert_tokens_to_ids(list(words))
