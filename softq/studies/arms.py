@@ -25,13 +25,14 @@ BETAS: Mapping[str, tuple[float, ...]] = {
     "dpo": (3.0, 1.0, 0.1, 0.01),
     "ipo": (10.0, 3.0, 1.0, 0.1),
     "hinge": (3.0, 1.0, 0.1, 0.01),
-    "simpo": (50.0, 20.0, 2.0, 0.2),
+    "simpo": (10.0, 5.0, 2.0, 0.5),
     "nca": (1.0, 0.3, 0.1, 0.01),
     "tdpo2": (3.0, 1.0, 0.1, 0.01),
 }
 """Method -> four β, its default among them."""
 LONG: Sequence[tuple[str, Settings]] = (
     ("dpo", {}),
+    ("dpo", {"beta": 1.0}),
     ("simpo", {}),
     ("tdpo2", {}),
     ("aligndistil", {}),

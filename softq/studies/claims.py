@@ -106,7 +106,7 @@ def _dpo_like(arms: Arms, name: str) -> Trial | None:
 
 
 def _shorter(results: Results, arms: Arms) -> Iterator[Claim]:
-    for name in ("simpo", "dpo_norm", "rdpo", "ld_dpo", "ipo"):
+    for name in ("simpo", "alphapo", "dpo_norm", "rdpo", "ld_dpo", "ipo"):
         if name in arms.default and "dpo" in arms.default:
             there, other = (values(results, arms.default[method], "length") for method in (name, "dpo"))
             says = f"{name}, which counts length, answers shorter than dpo"
@@ -136,7 +136,7 @@ def _sooner(results: Results, arms: Arms) -> Iterator[Claim]:
         return
     dpo = steps_to(results, arms, "dpo")
     for label, one in arms.long.items():
-        if label != "dpo":
+        if one.method != "dpo":
             ratio = {seed: math.log2(dpo[seed] / steps) for seed, steps in steps_to(results, arms, label).items()}
             says = f"{one.method} converges in fewer steps than dpo"
             measure = f"halvings of dpo's steps to {SHARE:.0%} of its best gain, by {label}"
@@ -178,6 +178,10 @@ def _smaller(results: Results, arms: Arms) -> Iterator[Claim]:
         says = f"{name}: … until it collapses"
         measure = f"reward at β = {down:g}, the best larger one, less at {small:g}"
         yield from _claim(says, measure, "reward", less(reward[down], reward[small]))
+    if {"dpo", "dpo, β 1"} <= set(arms.long):
+        small, large = (values(results, arms.long[label], "reward") for label in ("dpo", "dpo, β 1"))
+        measure = "reward at β = 1 less at its default, 0.1, after the longest training"
+        yield from _claim("dpo: … until it collapses", measure, "reward", less(large, small))
 
 
 def _mean(values: Mapping[int, float]) -> float:

@@ -32,7 +32,7 @@ class Recipe(NamedTuple):
     batch: int = 32  # pairs a step
     steps: int = 92  # a fifth of the demo's
     long_steps: int = 460
-    learning_rate: float = 5e-4  # the demo's
+    learning_rate: float = 3e-4
     samples: int = 20  # a held-out prompt
     held: int = 400  # pairs of answers to held-out prompts, labelled by the truth
     injected: int = 300
