@@ -33,8 +33,8 @@ class Recipe(NamedTuple):
     steps: int = 92  # a fifth of the demo's
     long_steps: int = 460
     learning_rate: float = 3e-4
-    samples: int = 20  # a held-out prompt
-    held: int = 400  # pairs of answers to held-out prompts, labelled by the truth
+    samples: int = 15  # a held-out prompt
+    held: int = 300  # pairs of answers to held-out prompts, labelled by the truth
     injected: int = 300
 
 

@@ -23,7 +23,7 @@ from softq.training.update import AdamW
 
 TEACHERS = ("dpo", "reverse")
 """Further models that a method may read: dpo on the data, and on the data with each label swapped, at the method's own β."""
-LOOKS = (0.025, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.6, 0.8)
+LOOKS = (0.025, 0.05, 0.1, 0.2, 0.4, 0.7)
 """The shares of a long trial after which its policy is measured on the way."""
 WARMUP = 5  # steps
 
