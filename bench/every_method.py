@@ -4,9 +4,10 @@
     python bench/every_method.py                        # generated pairs of HH's lengths
 
 All methods start from the same random weights and take turns: step k of each, then step k + 1, so all see the same moments of
-a busy machine. The cost is CPU time of the step, in the median, over dpo's. Pairs are converted where a method takes something
-else, as `softq train` converts them, and it is said. Steps hold the same records for all methods. AlignDistil's teachers are
-made first, by as many steps of dpo, the second on swapped labels. Ends with 1 where a number is not finite.
+a busy machine; each turn begins with another method. The cost is CPU time of the step, in the median, over dpo's. Pairs are
+converted where a method takes something else, as `softq train` converts them, and it is said. Steps hold the same records for
+all methods. AlignDistil's teachers are made first, by as many steps of dpo, the second on swapped labels. Ends with 1 where a
+number is not finite.
 
 What may cost more than dpo: rows beside the pairs (kto's mismatched completions), a second pass (coupled methods whose step is
 cut into micro-batches), more models, or more of the vocabulary than the log-prob of the token taken. It is said in the table.
@@ -88,8 +89,9 @@ def main() -> int:
             name: teacher(start, data.records, numbers, swap) for name, swap in (("dpo", False), ("reverse", True))
         }
         runners = list(made(options, start, teachers, data.records, numbers))
-        for _ in range(options.steps):
-            for runner in runners:
+        for step in range(options.steps):
+            first = step * len(runners) // options.steps  # so that nobody is always first
+            for runner in runners[first:] + runners[:first]:
                 one_step(runner)
     size = sum(parameter.numel() for parameter in model.parameters()) / 1e6
     print(

@@ -7,7 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from softq import masked
 from softq.lm.score import score
+from softq.mdp.readouts import logp_of
 from softq.objectives import METHODS, weights
 from softq.objectives.margins import contrast
 from softq.objectives.policy_gradient import grpo
@@ -80,6 +82,16 @@ def red_of(method: Method, **stated) -> set[str]:
 
 def test_a_right_method_of_ones_own_is_green() -> None:
     assert red_of(pairwise(right), at_reference=math.log(2), rests=math.inf, free=True) == set()
+
+
+def test_a_method_may_read_a_model_by_a_name_of_its_own() -> None:
+    def loss(scored: Scored, batch: Batch) -> Tensor:
+        return masked.total((scored["logp"] - scored["teacher_logp"]) ** 2, batch.tokens.action, -1)
+
+    method = Method((Term("near", "row", loss, weights.per_row),), (logp_of("teacher"),), takes="rows")
+    assert red_of(method) == set()
+    off = method._replace(needs=(logp_of("teacher"), logp_of("unread")))
+    assert red_of(off) == {"reads"}
 
 
 WRONG: dict[str, tuple[Method, set[str]]] = {

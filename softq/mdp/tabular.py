@@ -197,6 +197,7 @@ class TabularLM(nn.Module):
 
     def __init__(self, tree: TokenTree, logits: Tensor) -> None:
         super().__init__()
+        self.tree = tree
         self.rows: Mapping[Prefix, int] = {prefix: s for s, prefix in enumerate(tree.prefixes)}
         self.table = nn.Parameter(logits.clone())
         self.vocabulary = tree.vocabulary

@@ -1,14 +1,15 @@
 """The lab's bench: models that are tables, a small uneven step for any method, and its loss and gradient by the river."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple, cast
+from zlib import crc32
 
 import torch
 from torch import Tensor, nn
 
 from softq.lm.score import Models
 from softq.mdp.tabular import TabularLM, TokenTree, every_trajectory, random_table, token_tree
-from softq.records import COLUMNS, Batch, Labels, Method, Pairs, Tokens, no_credit, take
+from softq.records import COLUMNS, Batch, Labels, Method, Pairs, Readout, Scored, Tokens, no_credit, take
 from softq.training.loop import with_columns
 from softq.training.plan import Plan, losses, plan, scored_by
 from softq.verify.law import apart
@@ -18,6 +19,18 @@ TREE = token_tree([(0, 1), (2,), (1, 1, 0)], vocabulary=4, horizon=3, end=3)
 
 EVERY = every_trajectory(TREE)
 WHOLE = 10**9  # states a part: all of them
+
+
+class Tables(Models):
+    """Models that are tables. A further frozen one, by a name that a user's own method has for it, is random, and made when
+    first read: the same of every name."""
+
+    def forward(self, tokens: Tokens, needs: Sequence[Readout] = ()) -> Scored:
+        """See `lm.score.score`."""
+        tree = cast(TabularLM, self["policy"]).tree
+        for name in {name for readout in needs for name in readout.models} - {*self}:
+            self[name] = TabularLM(tree, random_table(tree, crc32(name.encode()), 0.3)).requires_grad_(False)
+        return super().forward(tokens, needs)
 
 
 class Slope(NamedTuple):
@@ -33,7 +46,7 @@ def models(
     """Tables of logits [S, V] as the policy, its frozen reference, and further frozen models: `others`, or `further`."""
     frozen = {"ref": reference, **(further(tree) if others is None else others)}
     tables = {name: TabularLM(tree, logits).requires_grad_(False) for name, logits in frozen.items()}
-    return Models({"policy": TabularLM(tree, policy), **tables})
+    return Tables({"policy": TabularLM(tree, policy), **tables})
 
 
 def further(tree: TokenTree, scale: float = 0.3) -> dict[str, Tensor]:
