@@ -1,5 +1,6 @@
 """One schema: types, defaults, overrides, sums, a user's own method, and errors that name the nearest setting."""
 
+import math
 from inspect import signature
 
 import pytest
@@ -80,6 +81,25 @@ def test_a_beta_that_would_invert_or_stop_a_method_is_refused(name: str) -> None
     for beta in (0.0, -0.1):
         with pytest.raises(ValueError, match="expected beta > 0"):
             METHODS[name](beta=beta)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_setting_that_is_infinite_or_no_number_is_refused(name: str) -> None:
+    for setting, parameter in signature(METHODS[name], eval_str=True).parameters.items():
+        for value in (math.nan, math.inf, -math.inf) if parameter.annotation is float else ():
+            with pytest.raises(ValueError, match=f"{setting} is {value}; expected"):
+                METHODS[name](**{setting: value})
+
+
+@pytest.mark.parametrize("weights", ["1,nan", "nan,1", "inf,1", "-1,1", "0,0"])
+def test_weights_of_a_sum_are_finite_and_do_not_turn_a_loss_round(weights: str) -> None:
+    with pytest.raises(ValueError, match="expected finite numbers ≥ 0, one of them above 0"):
+        build("dpo+sft", {**REQUIRED, "weights": weights})
+
+
+def test_a_number_of_a_run_is_finite() -> None:
+    with pytest.raises(ValueError, match="--learning-rate: 'inf' is not valid: input should be a finite number"):
+        build("dpo", {**REQUIRED, "learning_rate": "inf"})
 
 
 OTHER = {

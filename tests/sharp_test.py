@@ -86,7 +86,7 @@ def test_what_is_labelled_good_is_demonstrated() -> None:
 
 @pytest.mark.parametrize("by", [(-1.0, 2.0), (0.0, 0.0), (-1.0, -1.0)])
 def test_methods_are_not_summed_with_negative_weights_or_none(by: tuple[float, float]) -> None:
-    with pytest.raises(ValueError, match="expected numbers ≥ 0"):
+    with pytest.raises(ValueError, match="expected finite numbers ≥ 0"):
         weighted_sum([(METHODS["dpo"](), by[0]), (METHODS["sft"](), by[1])])
 
 

@@ -6,7 +6,7 @@ from torch import Tensor
 from softq import masked
 from softq.mdp.readouts import REF_LOGP
 from softq.objectives import weights
-from softq.objectives.links import logistic, not_negative, positive
+from softq.objectives.links import finite, logistic, not_negative, positive
 from softq.objectives.margins import contrast, dpo
 from softq.objectives.sums import weighted_sum
 from softq.records import Batch, Method, Scored, Term, implicit
@@ -76,6 +76,7 @@ def dpo_anchor(*, beta: float = 0.1, delta: float = 0.0) -> Method:
     Choose it: when the chosen answers' likelihood falls in training, and an anchor by likelihood (`rpo`) is too strong where
     they are long.
     """
+    finite("delta", delta)
 
     def held(scored: Scored, batch: Batch) -> Tensor:
         return logistic(beta * implicit(scored, batch)[batch.pairs.chosen] - delta)

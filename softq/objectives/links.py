@@ -1,5 +1,6 @@
 """Scalar functions that turn a margin into a loss. Tensors in, the same shape out."""
 
+import math
 from collections.abc import Iterable
 
 import torch
@@ -19,15 +20,22 @@ def smoothed_logistic(z: Tensor, label_smoothing: float | Tensor) -> Tensor:
 
 def positive(name: str, value: float) -> float:
     """A number above 0, checked: at 0 nothing is learned, below it the opposite."""
-    if not value > 0:
-        raise ValueError(f"{name} is {value}; expected {name} > 0")
+    if not 0 < value < math.inf:
+        raise ValueError(f"{name} is {value}; expected {name} > 0 and finite")
     return value
 
 
 def not_negative(name: str, value: float) -> float:
     """A number of at least 0, checked: below it a part of the loss would push the other way."""
-    if not value >= 0:
-        raise ValueError(f"{name} is {value}; expected {name} ≥ 0")
+    if not 0 <= value < math.inf:
+        raise ValueError(f"{name} is {value}; expected {name} ≥ 0 and finite")
+    return value
+
+
+def finite(name: str, value: float) -> float:
+    """A number of either sign, checked to be one: neither infinite nor nan."""
+    if not math.isfinite(value):
+        raise ValueError(f"{name} is {value}; expected a finite number")
     return value
 
 

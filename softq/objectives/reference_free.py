@@ -12,7 +12,7 @@ from softq.objectives import weights
 from softq.objectives.demonstrations import sft
 from softq.objectives.divergences import LARGEST
 from softq.objectives.fixed_points import balanced, softmax_of_reward
-from softq.objectives.links import logistic, not_negative, positive
+from softq.objectives.links import finite, logistic, not_negative, positive
 from softq.objectives.margins import contrast
 from softq.objectives.sums import weighted_sum
 from softq.records import Batch, FixedPoint, Method, Scored, Term
@@ -89,7 +89,7 @@ def alphapo(*, beta: float = 2.0, gamma: float = 0.5, alpha: float = 0.25) -> Me
     Choose it: where simpo lets the likelihood of the chosen fall too far, with α as one more number to tune.
     """
     not_negative("gamma", gamma)
-    if not alpha:
+    if not finite("alpha", alpha):
         raise ValueError("alpha is 0, which is simpo; expected another number")
 
     def score(scored: Scored, batch: Batch) -> Tensor:

@@ -1,5 +1,6 @@
 """Weighted sums of methods: dpo + 0.2 · sft is a method like any other."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 
 from torch import Tensor
@@ -25,8 +26,8 @@ def weighted_sum(summands: Sequence[tuple[Method, float]]) -> Method:
     """
     methods = [method for method, _ in summands]
     weights = [weight for _, weight in summands]
-    if min(weights) < 0 or not max(weights) > 0:
-        raise ValueError(f"weights {weights}: expected numbers ≥ 0, one of them above 0")
+    if not all(0 <= weight < math.inf for weight in weights) or not any(weights):
+        raise ValueError(f"weights {weights}: expected finite numbers ≥ 0, one of them above 0")
     if any(method.credit is not no_credit for method in methods):
         raise ValueError("a method with credit can not stand in a sum")
     names = [name for method in methods for name in method.memory]

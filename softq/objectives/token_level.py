@@ -7,7 +7,7 @@ from softq import masked
 from softq.mdp.readouts import KL_FROM_REF, LOG_COLLISION, REF_LOGP, cringe_of
 from softq.objectives import weights
 from softq.objectives.fixed_points import improved, softmax_of_reward
-from softq.objectives.links import logistic, not_negative, positive
+from softq.objectives.links import finite, logistic, not_negative, positive
 from softq.objectives.margins import contrast
 from softq.records import Batch, FixedPoint, Method, Scored, Term, implicit
 
@@ -165,6 +165,7 @@ def cringe(*, k: int = 5, alpha: float = 0.005, bar: float = -10.0, tau: float =
         raise ValueError(f"k is {k}; expected k ≥ 1, the tokens that a rejected one is contrasted with")
     positive("alpha", alpha)
     positive("tau", tau)
+    finite("bar", bar)
 
     def loss(scored: Scored, batch: Batch) -> Tensor:
         pairs, total = batch.pairs, scored["logp"].sum(-1)

@@ -39,7 +39,7 @@ def _by_name(given: Any) -> Any:
 class Settings(BaseModel):
     """Everything that makes a run what it is, beside its method's own settings. TRL's names where it has one."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     model: str = Field(description="what is trained: a directory, a hub name, or an adapter to continue")
     data: list[str | dict[str, Any]] = Field(
