@@ -11,7 +11,7 @@ def sft() -> Method:
     """Supervised fine-tuning: -log π(y_t|s_t), the mean over all completion tokens of a step; maximum likelihood.
 
     Of pairs it reads the chosen completions, of labels the good ones. Long completions weigh more than short ones. In a sum it
-    is the likelihood term of many papers: dpo+sft.
+    is the likelihood term of many papers: dpo+sft. A pair's weight does not count in it.
 
     Assumes: completions that are worth imitating word by word.
     Rests: at the share that each completion has among the demonstrations of its prompt.

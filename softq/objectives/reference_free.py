@@ -60,7 +60,8 @@ def simpo(*, beta: float = 2.0, gamma: float = 0.5) -> Method:
     it starts, since nothing else holds it there.
     Rests: on soft labels, where the pairs of a prompt balance: a unique distribution, which is solved for. Hard labels part
     for ever.
-    TRL: CPOTrainer's `loss_type: simpo` with `cpo_alpha: 0` (its default 1.0 adds a likelihood term); its `simpo_gamma` is γ.
+    TRL: CPOTrainer's `loss_type: simpo` with `cpo_alpha: 0` (its default 1.0 adds a likelihood term); its `simpo_gamma` is γ,
+    its `rewards/*` are our scores/*.
     Choose it: when memory has no room for a reference, and answers must not grow longer.
     """
     not_negative("gamma", gamma)
@@ -85,7 +86,8 @@ def alphapo(*, beta: float = 2.0, gamma: float = 0.5, alpha: float = 0.25) -> Me
     Assumes: what simpo does.
     Rests: nowhere that is stated: on soft labels the pairs of a prompt balance at one set of scores, but the constant that makes
     probabilities of them is not known in closed form. Hard labels part for ever.
-    TRL: CPOTrainer's `loss_type: alphapo`; its `alpha` is 0 if it is not given, which is SimPO.
+    TRL: CPOTrainer's `loss_type: alphapo`; its `alpha` is 0 if it is not given, which is SimPO. Its `rewards/*` are our
+    scores/*.
     Choose it: where simpo lets the likelihood of the chosen fall too far, with α as one more number to tune.
     """
     not_negative("gamma", gamma)
@@ -104,7 +106,8 @@ def cpo(*, beta: float = 0.1, alpha: float = 1.0) -> Method:
     """CPO, arXiv 2401.08417: h(β(LP_w - LP_l)) + α · NLL, h(z) = -log σ(z), NLL the mean of -log π over tokens of the chosen.
 
     DPO against a uniform reference, and behaviour cloning of the chosen: the sum of gamma_dpo with γ = 0 and α of sft. The
-    mean is over all tokens of chosen completions in a step, so long answers weigh more.
+    mean is over all tokens of chosen completions in a step, so long answers weigh more. A pair's weight counts for the
+    comparison alone.
 
     Assumes: chosen answers that are worth imitating word by word.
     Rests: nowhere that is known: a sum of losses rests between where its summands do. Hard labels part for ever.
@@ -121,11 +124,13 @@ def orpo(*, beta: float = 0.1) -> Method:
     """ORPO, arXiv 2403.07691, eq 6: NLL + λ h(o_w - o_l), o(y) = log p/(1-p) with p = e^{LP/|y|}, h(z) = -log σ(z).
 
     beta is λ, the weight of the odds. NLL is the mean of -log π over the tokens of chosen completions. log p is held at
-    -1e-7 or below: the odds of a certain completion are infinite. The score is o(y); `rewards/*` is λ LP.
+    -1e-7 or below: the odds of a certain completion are infinite. The score is o(y); `rewards/*` is λ LP. A pair's weight counts
+    for the odds alone.
 
     Assumes: a model that has not been tuned yet, and chosen answers that are worth imitating: it is fine-tuning first of all.
     Rests: nowhere that is known: a sum of losses rests between where its summands do. Hard labels part for ever.
-    TRL: ORPOTrainer, where λ is `beta` too; its NLL covers the prompt as well as the completion, here the completion only.
+    TRL: ORPOTrainer, where λ is `beta` too; its NLL covers the prompt as well as the completion, here the completion only. Its
+    `rewards/*` are λ LP/|y|.
     Choose it: to go from a base model to a preferred one in a single stage, without a reference.
     """
     positive("beta", beta)
