@@ -194,7 +194,7 @@ class Method(NamedTuple):
     terms: tuple[Term, ...]
     needs: tuple[Readout, ...] = ()  # beside "logp"; without one that reads "ref" no reference is loaded
     takes: str = "pairs"  # "pairs", "labels", "labels+mismatched", "groups" (scored completions) or "rows"
-    beta: float = 1.0  # reward per nat, for rewards/*; of a sum, its first summand's
+    beta: float = 1.0  # reward per nat, for rewards/*; of a sum, see `weighted_sum`
     columns: tuple[str, ...] = ()  # columns that the loss reads
     credit: Callable[[Scored, Batch], Mapping[str, Tensor]] = no_credit  # new columns, on the whole batch, no gradient
     reward: Callable[[Scored, Batch], Tensor] = (

@@ -43,6 +43,14 @@ def test_summands_remember_each_its_own() -> None:
         weighted_sum([(bco, 1.0), (METHODS["bco"](beta=0.1), 1.0)])
 
 
+def test_what_is_logged_is_of_the_first_that_judges_whatever_stands_before_it() -> None:
+    """Of sft + dpo and sft + simpo β and score are dpo's and simpo's; sft's would be 1 and the log-ratio."""
+    sft, dpo, simpo = METHODS["sft"](), METHODS["dpo"](beta=0.3), METHODS["simpo"](beta=2.5)
+    for summands, logs in (((sft, dpo), dpo), ((sft, simpo, dpo), simpo), ((dpo, simpo), dpo), ((sft,), sft)):
+        both = weighted_sum([(summand, 1.0) for summand in summands])
+        assert (both.beta, both.reward) == (logs.beta, logs.reward)
+
+
 @pytest.mark.parametrize(
     ("names", "takes"),
     [

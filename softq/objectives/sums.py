@@ -20,9 +20,10 @@ HOLDS: Mapping[str, tuple[str, ...]] = {
 def weighted_sum(summands: Sequence[tuple[Method, float]]) -> Method:
     """Σ_k w_k · method_k: all their terms on one batch, scored once.
 
-    What is logged as rewards and scores is the first summand's. Demonstrations ("rows") are read off whatever another
-    summand takes, labels off labels with mismatched completions; other summands that take different feedback are refused. Each
-    remembers what it remembered alone: two memories of one name are refused, and so is a summand with credit.
+    What is logged as rewards and scores, β too, is that of the first summand that judges completions: sft+dpo logs as dpo+sft
+    does. Demonstrations ("rows") are read off whatever another summand takes, labels off labels with mismatched completions;
+    other summands that take different feedback are refused. Each remembers what it remembered alone: two memories of one name
+    are refused, and so is a summand with credit. A pair's weight counts in the summands whose columns have it.
     """
     methods = [method for method, _ in summands]
     weights = [weight for _, weight in summands]
@@ -40,7 +41,8 @@ def weighted_sum(summands: Sequence[tuple[Method, float]]) -> Method:
                 f"two summands read different things by the name {readout.name}: one score has one value of a name"
             )
     columns = dict.fromkeys(column for method in methods for column in method.columns)
-    return methods[0]._replace(
+    shown = next((method for method in methods if method.takes != "rows"), methods[0])
+    return shown._replace(
         terms=tuple(_scaled(term, weight) for method, weight in summands for term in method.terms),
         needs=tuple(needs.values()),
         takes=_taken([method.takes for method in methods]),
