@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+import softq
 from softq.lm.load import load
 from softq.lm.score import score
 from softq.mdp.readouts import REF_LOGP
@@ -151,6 +152,21 @@ def test_another_reference_is_scored_and_named(model_directory: Path, pairs_file
     assert any("up to" in event.text for event in events if isinstance(event, Note))
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert manifest["reference"]["model"] == str(tmp_path / "first")
+
+
+def test_a_stronger_reference_of_another_size_gives_what_it_gives_alone(
+    model_directory: Path, pairs_file: Path, tmp_path: Path
+) -> None:
+    torch.manual_seed(5)
+    config = AutoConfig.from_pretrained(model_directory)
+    config.hidden_size, config.intermediate_size, config.num_hidden_layers = 48, 64, 3
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "large")
+    loaded = softq.load(str(model_directory), str(tmp_path / "large"))
+    alone = softq.load(str(tmp_path / "large"), None, tokenizer=loaded.tokenizer)
+    data = softq.read(pairs_file, loaded.tokenizer)
+    batch = next(softq.batches(data.records, softq.METHODS["dpo"](), batch_size=4)(loaded.models))
+    by_reference = softq.score(loaded.models, batch.tokens, softq.METHODS["dpo"]().needs)["ref_logp"]
+    torch.testing.assert_close(by_reference, softq.score(alone.models, batch.tokens)["logp"].detach())
 
 
 def test_a_run_that_diverges_stops_and_names_rows(model_directory: Path, pairs_file: Path, tmp_path: Path) -> None:
