@@ -8,9 +8,9 @@ import torch
 from softq.objectives import METHODS
 from softq.objectives.policy_gradient import grpo
 from softq.objectives.sums import weighted_sum
-from softq.records import Batch, Labels, Tokens
+from softq.records import Batch, Labels, Tokens, take
 from softq.verify.line import PLAIN
-from softq.verify.tables import models, slope, some_models, step_loss, table
+from softq.verify.tables import models, slope, some_models, some_step, step_loss, table
 
 
 def tokens(rows: int) -> Tokens:
@@ -81,6 +81,23 @@ def test_mpo_at_the_reference() -> None:
     entropy = step_loss(MPO[2], same, PLAIN).item()
     found = step_loss(weighted_sum(list(zip(MPO, (0.8, 0.2, 1.0), strict=True))), same, PLAIN).item()
     assert found == pytest.approx(1.2 * math.log(2) + entropy, rel=1e-12)
+
+
+@pytest.mark.parametrize(("name", "settings"), [("sft", {}), ("aligndistil", {"ratio": 2.0})])
+def test_of_groups_a_sum_imitates_the_best_alone(name: str, settings: dict) -> None:
+    """Scores .4 .05 | .3 .9 | .2 1. | 1. 1. in groups of two; of equals the first, as where the method stands alone."""
+    groups, method = METHODS["infonca"](), METHODS[name](**settings)
+    batch = some_step(groups)
+    scores = batch.columns["reward"].clone()
+    scores[6:] = 1.0
+    batch = Batch(batch.tokens, None, {"reward": scores})
+    best = Batch(take(batch, torch.tensor([0, 3, 5, 6]))[0].tokens)
+    of = some_models()
+    both, alone = slope(weighted_sum([(groups, 0.0), (method, 1.0)]), of, batch), slope(method, of, best)
+    torch.testing.assert_close(both.loss, alone.loss, rtol=1e-12, atol=0)
+    torch.testing.assert_close(both.gradient, alone.gradient, rtol=1e-12, atol=1e-15)
+    cut = slope(weighted_sum([(groups, 0.0), (method, 1.0)]), of, batch, tokens_per_micro=1)
+    torch.testing.assert_close(cut.gradient, alone.gradient, rtol=1e-12, atol=1e-14)
 
 
 def test_a_sum_is_linear_in_its_weights() -> None:

@@ -42,7 +42,7 @@ def per_group(batch: Batch) -> Tensor:
 
 
 def per_demonstrated_token(batch: Batch) -> Tensor:
-    """[B, T]: 1 over the number of tokens that are shown as good (all, the chosen, the labelled good). Sums to 1."""
+    """[B, T]: 1 over the number of tokens that are shown as good (see `_demonstrations`). Sums to 1."""
     return masked.share(batch.tokens.action & _demonstrations(batch)[:, None])
 
 
@@ -61,12 +61,21 @@ def per_demonstration(batch: Batch) -> Tensor:
 
 
 def _demonstrations(batch: Batch) -> Tensor:
-    """[B] bool: the rows that a policy should imitate."""
+    """[B] bool: the rows that a policy should imitate: the chosen, the good, of scored ones a group's first best; or all."""
     rows = torch.zeros_like(batch.tokens.ended)
     if isinstance(batch.feedback, Pairs):
         rows[batch.feedback.chosen] = True
     elif isinstance(batch.feedback, Labels):
         rows[batch.feedback.row[batch.feedback.good]] = True
+    elif "reward" in batch.columns:
+        rows[_first_best(group_of(batch.tokens.prompt), batch.columns["reward"])] = True
     else:
         rows[:] = True
     return rows
+
+
+def _first_best(group: Tensor, reward: Tensor) -> Tensor:
+    """[G] row numbers."""
+    falling = reward.argsort(descending=True, stable=True)
+    size = group.bincount()
+    return falling[group[falling].argsort(stable=True)][size.cumsum(0) - size]
