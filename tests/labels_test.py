@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from softq.training.events import Note, Progress
+from softq.training.events import Evaluated, Note, Progress
 from softq.training.run import run
 from softq.training.settings import Call, build
 
@@ -113,3 +113,20 @@ def test_a_run_logs_what_its_method_remembers(model_directory: Path, labels_file
     assert steps[1]["kl_dataset"] == pytest.approx((steps[0]["kl"] + steps[1]["kl"]) / 2)
     line = json.loads((tmp_path / "out/metrics.jsonl").read_text().splitlines()[-1])
     assert line["kl_dataset"] == steps[1]["kl_dataset"]
+
+
+def test_no_row_of_a_run_is_longer_than_its_longest_record(model_directory: Path, tmp_path: Path) -> None:
+    """20 tokens of prompt and 3 of answer, and 2 and 21: crosswise 20 and 21, of which 3 fit, and 2 and 3. 24 + 6 are scored."""
+    data = tmp_path / "crossed.jsonl"
+    rows = [{"prompt": "q" * n, "completion": "q" * (22 - n), "label": n > 9} for n in (20, 2)]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    values = {
+        "model": str(model_directory),
+        "data": [str(data)],
+        "eval_data": [str(data)],
+        "output": str(tmp_path / "out"),
+    }
+    settings, method, understood = build("kto", {**values, "max_length": 23, "batch_size": 2, "max_steps": 1})
+    events = list(run("kto", settings, method, understood))
+    assert [event.metrics["num_tokens"] for event in events if isinstance(event, Progress)] == [30]
+    assert [event.metrics["eval_num_tokens"] for event in events if isinstance(event, Evaluated)] == [30]

@@ -82,6 +82,18 @@ def test_labels_of_single_completions() -> None:
     assert (alone.labels.good.tolist(), alone.labels.mismatched.tolist(), len(alone.tokens.ids)) == ([False], [], 1)
 
 
+def test_a_completion_under_another_prompt_is_no_longer_than_the_data() -> None:
+    """5 6 | 8 8 2 would be five tokens, where no record has more than four: a model may have no place for them."""
+    whole, cut = (batch_of(LABELS, [7, 8, 9], METHODS["kto"](), max_length=n) for n in (5, 4))
+    assert cut.tokens.ids.tolist() == [row[:4] for row in whole.tokens.ids.tolist()]
+    assert cut.tokens.action.sum(-1).tolist() == [2, 3, 2, 2, 2, 2]
+    assert whole.tokens.action.sum(-1).tolist() == [2, 3, 2, 3, 2, 2]
+    assert (cut.tokens.ended.tolist(), whole.tokens.ended.tolist()) == ([True] * 3 + [False, True, True], [True] * 6)
+    assert cut.labels.mismatched.tolist() == [3, 4, 5]
+    (drawn,) = batches(LABELS, METHODS["kto"](), batch_size=3, max_length=4)(None)  # pyright: ignore[reportArgumentType]
+    assert drawn.tokens.ids.shape[1] == 4
+
+
 def test_groups_and_their_best_as_a_demonstration() -> None:
     batch = batch_of(GROUPS, [3], METHODS["infonca"]())
     assert batch.columns["reward"].tolist() == pytest.approx([0.1, 0.9, -1.0])

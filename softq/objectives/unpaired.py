@@ -25,11 +25,11 @@ def kto(
     """KTO, arXiv 2402.01306, eq 8: good λ_D (1 - σ(β(L - z0))), bad λ_U (1 - σ(β(z0 - L))), the mean over labels.
 
     z0, in nats, estimates KL(π‖π_ref): the mean log-ratio of mismatched completions, each the completion of another record under
-    this prompt; below 0 it counts as 0, and it has no gradient. `baseline` says of which: batch, those of the step, which
-    couples its records; running, an exponential mean over past steps (0.9 of the old, 0.1 of the step just made); dataset,
-    all since training began, so the whole data set once a pass is done. The last two leave out the step itself, so a record's
-    gradient does not depend on the others, and begin with z0 = 0, what it is where policy and reference are the same. λ_D is
-    desirable_weight, λ_U undesirable_weight. `kl` in the logs is the step's mean before it is clamped.
+    this prompt, cut at --max-length; below 0 it counts as 0, and it has no gradient. `baseline` says of which: batch, those of
+    the step, which couples its records; running, an exponential mean over past steps (0.9 of the old, 0.1 of the step just
+    made); dataset, all since training began, so the whole data set once a pass is done. The last two leave out the step itself,
+    so a record's gradient does not depend on the others, and begin with z0 = 0, what it is where policy and reference are the
+    same. λ_D is desirable_weight, λ_U undesirable_weight. `kl` in the logs is the step's mean before it is clamped.
 
     Assumes: good and bad labels that are about one kind of prompt each, and (λ_D n_D)/(λ_U n_U) between 1 and 1.5 for n_D good
     and n_U bad ones; a run says what it is. Labels that depend on the prompt more than on the answer break it.

@@ -64,6 +64,7 @@ class Course(NamedTuple):
             seed=self.settings.seed,
             weights=[source.weight for source in self.data.train.sources],
             start=start,
+            max_length=self.settings.max_length,
         )
         kept = self.references
         return read if kept is None else lambda models: map(kept.train.filled, read(models))
@@ -72,7 +73,8 @@ class Course(NamedTuple):
         """The records to evaluate on, as one batch."""
         if self.data.held is None:
             return None
-        batch = batch_of(self.data.held, range(len(self.data.held)), self.method)
+        length = self.settings.max_length
+        batch = batch_of(self.data.held, range(len(self.data.held)), self.method, max_length=length)
         return batch if self.references is None else self.references.held.filled(batch)
 
 

@@ -65,12 +65,12 @@ def rehearsal(run: Course, lengths: np.ndarray) -> list[int]:
 
 
 def _timed_steps(run: Course, numbers: list[int]) -> list[float]:
-    records = run.data.records
+    records, length = run.data.records, run.settings.max_length
 
     def source(models: Models) -> Iterator[Batch]:
         for number in numbers:
             chosen = run.order.step(number)
-            yield batch_of([records[n % len(records)] for n in chosen], chosen, run.method)
+            yield batch_of([records[n % len(records)] for n in chosen], chosen, run.method, max_length=length)
 
     times: list[float] = []
     began = time.perf_counter()
@@ -85,7 +85,7 @@ def _evaluation(run: Course, held: Records) -> float:
     """Seconds of one evaluation, by some of its records."""
     lengths = lengths_of(held)
     some = list(range(min(len(held), max(4, run.settings.batch_size))))
-    batch = batch_of([held[n] for n in some], some, run.method)
+    batch = batch_of([held[n] for n in some], some, run.method, max_length=run.settings.max_length)
     began = time.perf_counter()
     evaluate(run.models, run.method, batch, tokens_per_micro=run.tokens_per_micro)
     return (time.perf_counter() - began) / lengths[some].sum() * lengths.sum()

@@ -252,7 +252,8 @@ def checked(
             "under another's prompt need at least two records a step"
         )
     numbers = order.step(0)
-    batch = batch_of([records[n % len(records)] for n in numbers], numbers, method)
+    drawn = [records[n % len(records)] for n in numbers]
+    batch = batch_of(drawn, numbers, method, max_length=settings.max_length)
     budget = tokens_per_micro
     notes = []
     if settings.best and data.held is None:

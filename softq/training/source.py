@@ -46,9 +46,16 @@ def usable(records: Records, kind: str, method: Method) -> Records:
     return records.take([n for n, record in enumerate(records) if record.columns["label"][0]])
 
 
-def batch_of(records: Sequence[Encoded], numbers: Sequence[int], method: Method) -> Batch:
-    """Data records as one batch in the form the method takes; a record's number becomes its rows' `prompt`."""
+def batch_of(
+    records: Sequence[Encoded], numbers: Sequence[int], method: Method, *, max_length: int | None = None
+) -> Batch:
+    """Data records as one batch in the form the method takes; a record's number becomes its rows' `prompt`.
+
+    max_length: that of the records, in tokens, at which completions under other prompts are cut.
+    """
     batch, rows = _BUILT[method.takes](records, numbers)
+    if max_length is not None:
+        batch = Batch(_cut(batch.tokens, max_length), batch.feedback, batch.columns)
     columns = dict(batch.columns)
     for name in (name for name in method.columns if name in records[0].columns and name not in columns):
         each = COLUMNS[name].unit == "row"
@@ -74,17 +81,19 @@ def batches(
     seed: int = 0,
     weights: Sequence[float] = (),
     start: int = 0,
+    max_length: int | None = None,
 ) -> Source:
     """Shuffled steps of `batch_size` records, those behind step `start`; a step is a pure function of (seed, epoch, step).
 
     `weights` says how often the records of each source are seen in a pass (`DataSource.weight`); default: once.
+    `max_length` as of `batch_of`.
     """
     order = Order.of(records, weights, batch_size, seed)
 
     def source(models: Models) -> Iterator[Batch]:
         for step in range(start, order.steps(epochs)):
             numbers = order.step(step)
-            yield batch_of([records[n % len(records)] for n in numbers], numbers, method)
+            yield batch_of([records[n % len(records)] for n in numbers], numbers, method, max_length=max_length)
 
     return source
 
@@ -238,6 +247,12 @@ def _under(prompted: Completion, completion: Completion) -> Completion:
     ids = np.concatenate([prompted.ids[:start], completion.ids[own:]])
     action = np.concatenate([np.zeros(start - 1, dtype=bool), completion.action[own - 1 :]])
     return Completion(ids, action, completion.ended)
+
+
+def _cut(tokens: Tokens, length: int) -> Tokens:
+    """Rows of at most so many tokens."""
+    whole = ~tokens.action[:, length - 1 :].any(-1)
+    return Tokens(tokens.ids[:, :length], tokens.action[:, : length - 1], tokens.ended & whole, tokens.prompt)
 
 
 _LABELS = "give rows with `prompt`, `completion` and `label`"

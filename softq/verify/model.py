@@ -109,7 +109,7 @@ def on_model(name: str, settings: Settings, method: Method, call: Call, rows: in
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)  # of a fresh adapter
         loaded = load_models(name, settings, method, call, data=data, tokenizer=spoken.tokenizer, device=device)
-    batch = batch_of(list(records), range(len(records)), method)
+    batch = batch_of(list(records), range(len(records)), method, max_length=settings.max_length)
     budget = settings.tokens_per_micro or default_budget(loaded.models)
     ends = spoken.end_ids | data.train.template_ends
     return OnModel(name, method, settings, loaded, ends, data, list(records), batch, budget)
