@@ -34,9 +34,11 @@ def test_by_hand(chosen: list[int], rejected: list[int], inserted: list[int], de
 
 
 def test_as_the_opcodes_of_difflib_say() -> None:
+    """Short ones of four tokens, and ones of about 256 tokens, which repeat: all the same, two, or many."""
     rng = np.random.default_rng(0)
-    for _ in range(200):
-        chosen, rejected = (rng.integers(0, 4, rng.integers(1, 12)).tolist() for _ in range(2))
+    short = [rng.integers(0, 4, rng.integers(0, 12)).tolist() for _ in range(400)]
+    long = [rng.integers(0, kinds, size).tolist() for kinds in (1, 2, 30) for size in (255, 256, 257, 300)]
+    for chosen, rejected in [*zip(short[::2], short[1::2], strict=True), *zip(long, long[::-1], strict=True)]:
         inserted, deleted = marks(chosen, rejected)
         for tag, i, i2, j, j2 in SequenceMatcher(None, rejected, chosen, autojunk=False).get_opcodes():
             assert deleted[i:i2] == [tag in ("delete", "replace")] * (i2 - i)
