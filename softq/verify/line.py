@@ -8,7 +8,7 @@ import torch
 from softq.lm.score import Models
 from softq.mdp.tabular import every_trajectory, random_table, token_tree
 from softq.objectives.margins import dpo
-from softq.records import Batch, Method, Pairs
+from softq.records import Batch, Labels, Method, Pairs
 from softq.verify.tables import TREE, models, some_models, some_step
 
 LOG_2 = math.log(2)
@@ -56,6 +56,8 @@ SHORT = token_tree([(0,)], vocabulary=4, horizon=1)
 SINGLE_TOKENS = Batch(every_trajectory(SHORT), Pairs(torch.tensor([0, 2, 1]), torch.tensor([1, 3, 2])))
 ONE_PAIR = Batch(PAIRS.tokens, Pairs(PAIRS.pairs.chosen[:1], PAIRS.pairs.rejected[:1]))
 BEST_OF_TWO = Batch(PLAIN.tokens, None, {"reward": torch.tensor([1.0, 0, 0, 1, 1, 0, 1, 0], dtype=torch.float64)})
+JUDGED = Batch(PLAIN.tokens, Labels(torch.arange(8), BEST_OF_TWO.columns["reward"] > 0, torch.arange(0)))
+"""The pairs one by one: the chosen are good, the rejected bad."""
 
 
 def equal(says: str, one: Method, other: Method, batch: Batch, of: Models | None = None) -> tuple[Equal, ...]:

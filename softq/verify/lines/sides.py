@@ -3,20 +3,16 @@
 from collections.abc import Mapping
 from math import inf
 
-import torch
-
 from softq.objectives.rankings import nca_k, sppo
 from softq.objectives.sides import apo_down, apo_zero, bco_pair, nca, sppo_hard
 from softq.objectives.sums import weighted_sum
 from softq.objectives.unpaired import apo_unpaired
-from softq.records import Batch, Labels, Method
+from softq.records import Batch, Method
 from softq.verify.inputs import PAIR_STEPS, PER_PAIR, Family
-from softq.verify.line import BEST_OF_TWO, LOG_2, PLAIN, Equal, Line
+from softq.verify.line import BEST_OF_TWO, JUDGED, LOG_2, PLAIN, Equal, Line
 from softq.verify.tables import some_models
 
 POINTS = "each completion is held to a log-ratio of its own, and in general no distribution has them all; "
-JUDGED = Batch(PLAIN.tokens, Labels(torch.arange(8), BEST_OF_TWO.columns["reward"] > 0, torch.arange(0)))
-"""The pairs one by one: the chosen are good, the rejected bad."""
 
 
 def _same(says: str, method: Method, other: Method, step: Batch) -> tuple[Equal, ...]:

@@ -3,22 +3,17 @@
 import math
 from collections.abc import Mapping
 
-import torch
-
 from softq.objectives.sides import bco_pair
 from softq.objectives.sums import weighted_sum
 from softq.objectives.unpaired import apo_unpaired, bco, kto
-from softq.records import Batch, Labels
 from softq.verify.inputs import LABEL_STEPS, Family, Inputs
-from softq.verify.line import BEST_OF_TWO, LOG_2, PLAIN, Equal, Line, equal
+from softq.verify.line import JUDGED, LOG_2, PLAIN, Equal, Line, equal
 from softq.verify.tables import some_models, some_step
 
 SATURATES = "it saturates: inside, what is judged bad always loses mass to what is judged good"
 ONE_SHIFT = (
     "one shift serves all prompts, and with it the probabilities of none need sum to one at the log-odds of its labels"
 )
-JUDGED = Batch(PLAIN.tokens, Labels(torch.arange(8), BEST_OF_TWO.columns["reward"] > 0, torch.arange(0)))
-"""The pairs one by one: the chosen are good, the rejected bad."""
 
 LINES: Mapping[str, Line] = {
     "kto": Line(kto(beta=0.5), why=SATURATES, at_reference=0.5, rests=math.inf),
