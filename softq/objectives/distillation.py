@@ -17,7 +17,7 @@ def aligndistil(*, beta: float = 0.1, ratio: float = 20.0, epsilon: float = 0.00
     teacher goes on beyond the first, TVD_t = ½ Σ_v |p_d - p_r|; the official code leaves the ½ out, so its 10 (15 where the
     policy samples) is a ratio of 20 (30) here. β_t = β/α_t. The divergence is over the whole vocabulary at every action of the
     rows, and has a gradient in π alone. The official code's masks drop a completion's first token and take one behind its
-    end; here every action counts. β scales the loss alone. There is no reference: rewards/* and scores/* are log π in nats.
+    end; here every action counts. β scales the loss alone. No reference is read, and there are no pairs: what is logged is log π.
 
     Assumes: models of one vocabulary, and pairs that the two learned from; of pairs it reads the chosen completions, whose states
     are where it learns, not what it imitates.

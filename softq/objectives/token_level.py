@@ -77,8 +77,9 @@ def tdpo2(*, beta: float = 0.1, alpha: float = 0.5) -> Method:
 def wpo(*, beta: float = 0.01) -> Method:
     """WPO, arXiv 2406.11827, eqs 4 and 5: min(1, w(y_w) w(y_l)) h(βm), the weight without gradient.
 
-    w(y) = exp mean_t [log π(y_t|s_t) - log Σ_v π(v|s_t)²]: how typical a completion is of the current policy, 1 on average
-    for what it samples. The product is clamped at 1, as in the official code.
+    w(y) = exp mean_t [log π(y_t|s_t) - log Σ_v π(v|s_t)²]: how typical a completion is of the current policy. Of tokens
+    that it samples π/Σπ² is 1 on average; of completions, w is at most that. The product is clamped at 1, as in the official
+    code.
 
     Assumes: pairs whose labels follow σ(R_w - R_l), sampled by another policy than the one that is trained.
     Rests: on such pairs at the soft optimum π_ref e^{R/β}/Z, as dpo does: the weight is the same for both orders of a pair. On
