@@ -54,9 +54,9 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "float32": ("dpo", {"dtype": "float32", "learning_rate": 1e-6}),
 }
 TIED = ("rewards/accuracies", "rewards/ties")
-SEEN = ("groups", "kto", "wpo", "moving", "memory", "aot")
-"""What two sharded processes need not show: data and losses that shards know nothing of, as two plain ones show them; a
-reference that moves and a memory, which `resumed` shards too; and what three sharded ones show."""
+SEEN = ("moving", "memory", "aot")
+"""What two sharded processes need not show: a reference that moves and a memory, which `resumed` shards too; and what three
+sharded ones show."""
 LAYOUTS: dict[str, tuple[int, dict[str, Any], list[str]]] = {
     "two": (2, {}, list(CASES)),
     "two sharded": (2, {"shard": True}, [case for case in CASES if case not in SEEN]),
