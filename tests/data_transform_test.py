@@ -353,13 +353,14 @@ def test_a_pair_with_scores_is_asked_for_both() -> None:
 def test_under_its_goal_the_chosen_completion_is_the_better_one(one: float, other: float) -> None:
     """R(x, y, g) = -(g - r(y))² is 0 for it and less for the other."""
     made = list(relabel([SCORED._replace(other={"score_chosen": one, "score_rejected": other})]))
-    for record in made if one > other else []:
+    same = f"{one:g}" == f"{other:g}"
+    for record in made if one > other and not same else []:
         assert isinstance(record, Example)
         gap = [record.other["goal"] - record.other[f"score_{side}"] for side in ("chosen", "rejected")]
         assert gap[0] == 0
         assert gap[1] != 0
-    if one <= other:
-        reason = "equal_scores" if one == other else "scores_contradict"
+    if one <= other or same:
+        reason = "equal_scores" if same else "scores_contradict"
         assert [record.reason for record in made if isinstance(record, Dropped)] == [reason]
 
 
@@ -369,6 +370,12 @@ def test_under_its_goal_the_chosen_completion_is_the_better_one(one: float, othe
 def test_a_pair_without_both_scores_is_left_out(scores: dict) -> None:
     """Also where one of two is there."""
     assert [r.reason for r in relabel([SCORED._replace(other=scores)]) if isinstance(r, Dropped)] == ["no_scores"]
+
+
+def test_scores_that_are_said_alike_make_no_goals() -> None:
+    """One prompt would ask for both completions."""
+    near = SCORED._replace(other={"score_chosen": 7.00000011, "score_rejected": 7.0})
+    assert [r.reason for r in relabel([near]) if isinstance(r, Dropped)] == ["equal_scores"]
 
 
 def test_where_a_goal_stands() -> None:

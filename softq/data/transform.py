@@ -133,9 +133,10 @@ def relabel(records: Iterable[Record], at: str = "system") -> Iterator[Record]:
 
     Reward-augmented relabelling, arXiv 2410.08067: the first asks for the score of the chosen completion, the second for
     that of the rejected one, which is then chosen: under R(x, y, g) = -(g - r(y))² both are right. Scores are the fields
-    score_chosen and score_rejected; GOAL says the goal, as a system message (behind the record's own), with at="user" at
-    the head of the user's first message, and at the head of a prompt that is a string. Left out: no_scores, equal_scores
-    (the two would contradict each other), scores_contradict (the chosen one has the lower score), no_user_message.
+    score_chosen and score_rejected; GOAL says the goal in six digits, as a system message (behind the record's own), with
+    at="user" at the head of the user's first message, and at the head of a prompt that is a string. Left out: no_scores,
+    equal_scores (as they are said: the two would contradict each other), scores_contradict (the chosen one has the lower
+    score), no_user_message.
     """
     if at not in GOALS:
         raise ValueError(f"at is {at!r}; expected one of {', '.join(GOALS)}")
@@ -202,7 +203,8 @@ def _unscored(scores: Sequence[float | None]) -> str | None:
     chosen, rejected = scores
     if chosen is None or rejected is None:
         return "no_scores"
-    return "equal_scores" if chosen == rejected else "scores_contradict" if chosen < rejected else None
+    same = GOAL.format(chosen) == GOAL.format(rejected)
+    return "equal_scores" if same else "scores_contradict" if chosen < rejected else None
 
 
 def sample(records: Iterable[Record], share: float, *, seed: int, start: int = 0) -> Iterator[Record]:
