@@ -2,9 +2,11 @@
 
 import math
 from inspect import signature
+from pathlib import Path
 
 import pytest
 
+from softq.cli.flags import flags, parser_of
 from softq.objectives import METHODS
 from softq.training.settings import build, flattened
 from softq.verify.tables import slope, some_models, some_step
@@ -29,11 +31,21 @@ def test_strings_become_numbers_and_defaults_are_filled_in() -> None:
         ({"batch_size": 0}, "--batch-size: 0 is not valid: input should be greater than or equal to 1"),
         ({"label_smoothing": 0.5}, "label_smoothing is 0.5; expected 0 ≤ label_smoothing < 0.5"),
         ({"model": None}, "--model: None is not valid"),
+        ({"reference": ""}, "--reference: '' is not valid"),
+        ({"beta": "inf"}, "--beta: 'inf' is not valid: input should be a finite number"),
+        ({"learning_rate": float("inf")}, "--learning-rate: inf is not valid: input should be a finite number"),
     ],
 )
 def test_a_wrong_setting_is_one_clear_line(values: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build("dpo", {**REQUIRED, **values})
+
+
+@pytest.mark.parametrize(("name", "setting"), [("dpo_anchor", "delta"), ("alphapo", "alpha"), ("cringe", "bar")])
+def test_a_setting_that_may_have_any_sign_is_a_finite_number(name: str, setting: str) -> None:
+    for value in ("nan", "-inf"):
+        with pytest.raises(ValueError, match=f"--{setting}: '{value}' is not valid: input should be a finite number"):
+            build(name, {**REQUIRED, setting: value})
 
 
 def test_a_missing_setting_is_named() -> None:
@@ -64,6 +76,11 @@ def test_a_sum_has_weights_and_settings_under_each_name() -> None:
     assert (understood["weights"], understood["dpo.beta"]) == ([0.8, 0.2], 0.7)
     with pytest.raises(ValueError, match="3 numbers for 2 methods"):
         build("dpo+sft", {**REQUIRED, "weights": "1,2,3"})
+    for weights in ("-1,1", "0,0", "nan,1", "inf,1"):
+        with pytest.raises(ValueError, match=r"--weights: .* is not valid: expected numbers ≥ 0, one of them above 0"):
+            build("dpo+sft", {**REQUIRED, "weights": weights})
+    with pytest.raises(ValueError, match=r"ipo: beta is -1\.0; expected beta > 0"):
+        build("dpo+ipo", {**REQUIRED, "ipo.beta": -1})
 
 
 def test_yaml_of_one_method_and_of_a_sum() -> None:
@@ -74,6 +91,69 @@ def test_yaml_of_one_method_and_of_a_sum() -> None:
     assert flattened({"method": "dpo", "data": "a.jsonl"}) == ("dpo", {"data": ["a.jsonl"]})
     with pytest.raises(ValueError, match="expected one and a weight"):
         flattened({"method": [{"dpo": {}, "sft": {}}]})
+    with pytest.raises(ValueError, match="method: dpo: 3 is not valid: expected its settings"):
+        flattened({"method": [{"dpo": 3}]})
+    with pytest.raises(ValueError, match="nothing reads the weight of dpo alone"):
+        flattened({"method": [{"dpo": {}, "weight": 2}]})
+
+
+MINE = """
+from softq import Method, Term
+from softq.objectives import METHODS
+
+
+def other(x: "Unknown" = 1) -> Method:
+    return METHODS["dpo"]()
+
+
+def many(*x: float) -> Method:
+    return METHODS["dpo"]()
+
+
+def clash(batch_size: int = 3) -> Method:
+    return METHODS["dpo"]()
+
+
+def bananas() -> Method:
+    return METHODS["dpo"]()._replace(takes="bananas")
+"""
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        ("other", "the type of a parameter can not be read: name 'Unknown' is not defined"),
+        ("many", "parameter 'x' stands for many; each needs a name"),
+        ("clash", "has a parameter 'batch_size', a setting of every run; name it otherwise"),
+        ("bananas", "takes 'bananas'; expected one of pairs, groups, labels"),
+    ],
+)
+def test_what_is_wrong_with_a_function_of_ones_own_is_one_clear_line(
+    function: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "wrongly.py").write_text(MINE)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    name = f"wrongly:{function}"
+    with pytest.raises(ValueError, match=message):
+        build(name, {**REQUIRED, **flags(parser_of(name), [])})
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--weights", "0.8", "0.2"], "0.2: belongs to no setting"),
+        (["--bf16", "true"], "--bf16 true: it takes no value; give it alone, or as --no-bf16"),
+        (["--bf16=true"], "it takes no value; leave out 'true'"),
+        (["--beta", "0.1"], "--beta: of which summand. There is --dpo.beta"),
+    ],
+)
+def test_a_word_that_no_setting_takes_is_explained(words: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        flags(parser_of("dpo+sft"), words)
+
+
+def test_a_negative_number_may_have_an_exponent() -> None:
+    assert flags(parser_of("cringe"), ["--bar", "-1e1"]) == {"bar": "-1e1"}
 
 
 @pytest.mark.parametrize("name", [name for name, make in METHODS.items() if "beta" in signature(make).parameters])

@@ -83,7 +83,10 @@ def parser_of(name: str) -> argparse.ArgumentParser:
         description=DESCRIPTION,
         formatter_class=wide,
     )
+    taken = {*Settings.model_fields, *(action.dest for action in _options()._actions)}
     for prefix, part in schema(name).items():
+        if again := sorted(taken & {prefix + field for field in part.model_fields}):
+            raise ValueError(f"method {name!r} has a parameter {again[0]!r}, a setting of every run; name it otherwise")
         group = parser.add_argument_group(f"settings of {prefix[:-1] or name}")
         for field, info in part.model_fields.items():
             _add(group, prefix + field, info)
@@ -145,9 +148,22 @@ def flags(parser: argparse.ArgumentParser, words: list[str]) -> dict[str, Any]:
     if unknown:
         known = [spelled for action in parser._actions for spelled in action.option_strings]
         word = unknown[0].split("=")[0]
+        if not word.startswith("-"):
+            raise ValueError(_stray(unknown[0], words))
+        if of_sum := [spelled for spelled in known if spelled.endswith(f".{word[2:]}")]:
+            raise ValueError(f"{word}: of which summand? There is {', '.join(of_sum)}")
         raise ValueError(f"{word}: no such setting{nearest(word, known) or '; softq train METHOD --help lists them'}")
     own = {action.dest for action in _options()._actions}
     return {name: value for name, value in vars(given).items() if name not in own}
+
+
+def _stray(word: str, words: list[str]) -> str:
+    """What to say of a word that is no option and no option's value."""
+    before = words[words.index(word) - 1] if word in words[1:] else ""
+    if before.startswith("--"):
+        opposite = f"--{before[5:]}" if before.startswith("--no-") else f"--no-{before[2:]}"
+        return f"{before} {word}: it takes no value; give it alone, or as {opposite}"
+    return f"{word}: belongs to no setting; a switch takes no value, most settings one word, such as --weights 0.8,0.2"
 
 
 def _dashed(word: str) -> str:

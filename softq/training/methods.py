@@ -6,10 +6,13 @@ from difflib import get_close_matches
 from importlib import import_module
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, create_model
+from pydantic import BaseModel, ConfigDict, PydanticSchemaGenerationError, create_model
 
 from softq.objectives import METHODS
+from softq.objectives.sums import HOLDS
 from softq.records import Method
+
+MANY = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
 def method_names(name: str) -> list[str]:
@@ -28,7 +31,7 @@ def maker(name: str) -> Callable[..., Any]:
     module, function = name.split(":", 1)
     try:
         make = vars(import_module(module)).get(function)
-    except (ImportError, SyntaxError) as error:
+    except (ImportError, SyntaxError, ValueError) as error:
         raise ValueError(
             f"method {name!r}: {error}; the module must be importable from the current directory"
         ) from error
@@ -40,12 +43,18 @@ def maker(name: str) -> Callable[..., Any]:
 def method_settings(name: str) -> type[BaseModel]:
     """A method's settings as a schema, read from the signature of what makes it. Typed, so strings become numbers."""
     fields: dict[str, Any] = {}
-    for parameter in inspect.signature(maker(name), eval_str=True).parameters.values():
-        if parameter.annotation is parameter.empty or parameter.kind is parameter.VAR_KEYWORD:
-            raise ValueError(f"method {name!r}: parameter {parameter.name!r} needs a type annotation")
-        default = ... if parameter.default is parameter.empty else parameter.default
-        fields[parameter.name] = (parameter.annotation, default)
-    return create_model(f"{name} settings", __config__=ConfigDict(extra="forbid"), **fields)
+    try:
+        parameters = inspect.signature(maker(name), eval_str=True).parameters.values()
+        for parameter in parameters:
+            if parameter.annotation is parameter.empty or parameter.kind in MANY:
+                lacks = "stands for many; each needs a name" if parameter.kind in MANY else "needs a type annotation"
+                raise ValueError(f"method {name!r}: parameter {parameter.name!r} {lacks}")
+            default = ... if parameter.default is parameter.empty else parameter.default
+            fields[parameter.name] = (parameter.annotation, default)
+        return create_model(f"{name} settings", __config__=ConfigDict(extra="forbid", allow_inf_nan=False), **fields)
+    except (NameError, PydanticSchemaGenerationError) as error:
+        said = str(error).splitlines()[0]
+        raise ValueError(f"method {name!r}: the type of a parameter can not be read: {said}") from error
 
 
 def schema(name: str) -> dict[str, type[BaseModel]]:
@@ -69,4 +78,6 @@ def made(name: str, values: dict[str, Any]) -> Method:
     method = maker(name)(**values)
     if not isinstance(method, Method):
         raise ValueError(f"method {name!r} returned {type(method).__name__}; expected a softq.Method")
+    if method.takes not in HOLDS:
+        raise ValueError(f"method {name!r} takes {method.takes!r}; expected one of {', '.join(HOLDS)}")
     return method

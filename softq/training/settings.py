@@ -1,5 +1,6 @@
 """The settings of a run: one typed schema for YAML, the command line, the manifest and the documentation."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -33,7 +34,7 @@ def _by_name(given: Any) -> Any:
     named = [part.partition("=") for part in given.split(",")]
     if not all(name and directory for name, _, directory in named) or len({name for name, _, _ in named}) < len(named):
         raise ValueError("expected names and models, each name once, such as dpo=DIR,reverse=DIR")
-    return {name.strip(): directory for name, _, directory in named}
+    return {name.strip(): directory.strip() for name, _, directory in named}
 
 
 class Settings(BaseModel):
@@ -41,13 +42,13 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    model: str = Field(description="what is trained: a directory, a hub name, or an adapter to continue")
+    model: str = Field(min_length=1, description="what is trained: a directory, a hub name, or an adapter to continue")
     data: list[str | dict[str, Any]] = Field(
         min_length=1, description="files, hub data sets, or FILE,name=N,weight=W,split=S,entry=E with any of these"
     )
     output: str = Field(description="the directory to write; refused if it holds anything")
     reference: str | None = Field(
-        None, description="another model as the reference, or uniform; default: the model as it starts"
+        None, min_length=1, description="another model as the reference, or uniform; default: the model as it starts"
     )
     models: Annotated[dict[str, str], BeforeValidator(_by_name)] = Field(
         {}, description="further frozen models that a method reads, by name: dpo=DIR,reverse=DIR"
@@ -123,13 +124,21 @@ def build(name: str, values: Mapping[str, Any]) -> tuple[Settings, Method, dict[
     run = _validated(Settings, values, "")
     _all_read(run)
     own = {prefix: _validated(part, values, prefix).model_dump() for prefix, part in parts.items()}
-    methods = [made(prefix[:-1] or name, settings) for prefix, settings in own.items()]
+    methods = [_made(name, prefix, settings) for prefix, settings in own.items()]
     understood = {"method": name, **run.model_dump()}
     understood |= {prefix + key: value for prefix, settings in own.items() for key, value in settings.items()}
     if len(methods) == 1:
         return run, methods[0], understood
     weights = _weights(values.get("weights"), len(methods))
     return run, weighted_sum(list(zip(methods, weights, strict=True))), {**understood, "weights": weights}
+
+
+def _made(name: str, prefix: str, settings: dict[str, Any]) -> Method:
+    """The method of a prefix; what is wrong with a summand's settings is said with its name."""
+    try:
+        return made(prefix[:-1] or name, settings)
+    except ValueError as error:
+        raise ValueError(f"{prefix[:-1]}: {error}" if prefix else str(error)) from error
 
 
 def flattened(document: Mapping[str, Any]) -> tuple[str | None, dict[str, Any]]:
@@ -152,8 +161,12 @@ def flattened(document: Mapping[str, Any]) -> tuple[str | None, dict[str, Any]]:
             raise ValueError(f"method: {dict(part)} names {len(chosen)} methods; expected one and a weight")
         names.append(str(chosen[0]))
         weights.append(part.get("weight", 1.0))
+        if not isinstance(own := part[chosen[0]] or {}, Mapping):
+            raise ValueError(f"method: {chosen[0]}: {own!r} is not valid: expected its settings, such as {{beta: 0.1}}")
+        if len(method) == 1 and "weight" in part:
+            raise ValueError(f"method: nothing reads the weight of {chosen[0]} alone; leave it out")
         prefix = "" if len(method) == 1 else f"{chosen[0]}."
-        values |= {prefix + str(key): value for key, value in (part[chosen[0]] or {}).items()}
+        values |= {prefix + str(key): value for key, value in own.items()}
     return "+".join(names), {**values, **({"weights": weights} if len(names) > 1 else {})}
 
 
@@ -208,4 +221,6 @@ def _weights(weights: Any, count: int) -> list[float]:
         raise ValueError(f"--weights: {weights!r} is not valid: expected numbers, such as 0.8,0.2") from None
     if len(numbers) != count:
         raise ValueError(f"--weights: {len(numbers)} numbers for {count} methods")
+    if not all(0 <= number < math.inf for number in numbers) or not any(numbers):
+        raise ValueError(f"--weights: {numbers} is not valid: expected numbers ≥ 0, one of them above 0")
     return numbers
