@@ -311,6 +311,10 @@ def test_known_columns(row, columns):
     ({"margin": float("inf")}, ("bad_type", "field 'margin' is not finite; expected a finite number", "margin")),
     ({"label_probability": 1.5},
      ("bad_value", "field 'label_probability' is 1.5; expected a number from 0 to 1", "label_probability")),
+    ({"weight": 1e300}, ("bad_value", "field 'weight' is 1e+300; expected a number of at most 3.4e+38", "weight")),
+    ({"margin": -1e39}, ("bad_value", "field 'margin' is -1e+39; expected a number of at most 3.4e+38", "margin")),
+    ({"ref_logps": [-3, 4.5]},
+     ("bad_value", "field 'ref_logps' is 4.5; expected a log-probability, a number ≤ 0", "ref_logps")),
     ({"ref_logps": -3}, ("bad_type", "field 'ref_logps' holds 1 number; expected 2", "ref_logps")),
     ({"ref_rejected_logps": -3},
      ("bad_type", "field 'ref_rejected_logps' holds 1 number; expected 2", "ref_rejected_logps")),
@@ -341,7 +345,7 @@ def test_a_known_column_that_nobody_reads_is_refused():
         advice = f"remove it, or name it otherwise with --rename other={column}"
         return f"a.jsonl:1: column '{column}' is known but dpo does not read it; {advice}"
 
-    for column, value in (("margin", 1), ("ref_logps", [1, 2]), ("ref_chosen_logps", 1)):
+    for column, value in (("margin", 1), ("ref_logps", [-1, -2]), ("ref_chosen_logps", -1)):
         assert refusal({**PLAIN, column: value}, reads=("weight",), reader="dpo") == said(column)
         rename = {"other": column}
         (example,) = parsed({**PLAIN, column: value}, reads=("weight",), rename=rename)

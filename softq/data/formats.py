@@ -1,5 +1,6 @@
 """The known formats of preference data: a name, a shape and a parser each; which one rows are in; their further fields."""
 
+import math
 import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
@@ -113,6 +114,12 @@ FORMATS: dict[str, Format] = {
 """Tried in this order: the first that fits a row is its format. TRL's data set types under TRL's names, and others'."""
 
 EACH = {"ref_logps"}  # columns of a file with one number per completion; the others have one per record
+LARGEST = 3.4028234663852886e38  # of float32, in which they are read
+BOUNDS = {
+    "weight": (0.0, math.inf, "a number ≥ 0"),
+    "label_probability": (0.0, 1.0, "a number from 0 to 1"),
+    "ref_logps": (-math.inf, 1e-3, "a log-probability, a number ≤ 0"),  # a little above by rounding
+}
 SPELLED = {"ref_logps": ("ref_logps", "reference_logps", "ref_chosen_logps", "ref_rejected_logps")}
 
 
@@ -252,10 +259,11 @@ def _column(name: str, fields: list[Field], example: Example) -> tuple[float, ..
         came = "1 number" if len(numbers) == 1 else f"{len(numbers)} numbers"
         message = f"field '{fields[0].name}' holds {came}; expected {expected}"
         raise Unusable("bad_type", message, fields[0].name)
-    low, high = {"weight": (0.0, None), "label_probability": (0.0, 1.0)}.get(name, (None, None))
-    if (low is not None and min(numbers) < low) or (high is not None and max(numbers) > high):
-        bounds = f"a number from {low:g} to {high:g}" if high is not None else f"a number ≥ {low:g}"
-        raise Unusable("bad_value", f"field '{fields[0].name}' is {numbers[0]:g}; expected {bounds}", fields[0].name)
+    low, high, bounds = BOUNDS.get(name, (-math.inf, math.inf, ""))
+    for number in numbers:
+        if not low <= number <= high or abs(number) > LARGEST:
+            bounds = f"a number of at most {LARGEST:.1e}" if low <= number <= high else bounds
+            raise Unusable("bad_value", f"field '{fields[0].name}' is {number:g}; expected {bounds}", fields[0].name)
     return numbers
 
 
