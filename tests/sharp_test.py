@@ -59,14 +59,15 @@ def test_a_checked_number_is_given_back() -> None:
     assert positive("beta", 0.25) == 0.25
 
 
-@pytest.mark.parametrize("weight", [(-1.0, 2.0), (-1.0, -2.0), (0.0, 0.0)])
-def test_weights_of_pairs_are_not_negative_and_not_all_zero(weight: tuple[float, ...]) -> None:
+@pytest.mark.parametrize("weight", [(-1.0, 2.0), (-1.0, -2.0), (float("nan"), 1.0)])
+def test_weights_of_pairs_are_not_negative(weight: tuple[float, ...]) -> None:
     with pytest.raises(ValueError, match="weight"):
         weights.per_pair(pairs(*weight))
 
 
 def test_a_pair_may_have_no_weight() -> None:
     assert weights.per_pair(pairs(0.0, 3.0, 1.0)).tolist() == [0, 0.75, 0.25]
+    assert weights.per_pair(pairs(0.0, 0.0)).tolist() == [0, 0]  # a step of such pairs teaches nothing, and ends no run
 
 
 def test_a_row_without_actions_has_no_weight_and_takes_none_from_others() -> None:

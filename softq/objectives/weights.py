@@ -11,13 +11,14 @@ from softq.records import Batch, Labels, Pairs, group_of
 
 
 def per_pair(batch: Batch) -> Tensor:
-    """[P]: the column `weight` over its sum, or 1/P each. Sums to 1."""
+    """[P]: the column `weight` over its sum, or 1/P each. Sums to 1, or is 0 where no pair of the step has a weight."""
     weight = batch.columns.get("weight")
     if weight is None:
         return masked.share(torch.ones_like(batch.pairs.chosen, dtype=torch.bool))
-    if bool((weight < 0).any()) or not bool((weight > 0).any()):
-        raise ValueError("column 'weight' has a negative value, or no positive one in a step; expected weights ≥ 0")
-    return weight.double() / weight.double().sum()
+    if not bool((weight >= 0).all()):
+        raise ValueError("column 'weight' has a value that is negative or nan; expected weights ≥ 0")
+    whole = weight.double().sum()
+    return weight.double() / torch.where(whole > 0, whole, 1)
 
 
 def per_slot(batch: Batch) -> Tensor:
