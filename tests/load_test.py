@@ -194,6 +194,14 @@ def test_what_is_said_of_a_reference_names_it(start: str, tmp_path: Path) -> Non
     assert found.policy.layout == "packed"
 
 
+def test_weights_that_are_not_whole_are_one_clear_line(start: str, tmp_path: Path) -> None:
+    for file in Path(start).iterdir():
+        content = file.read_bytes()
+        (tmp_path / file.name).write_bytes(content[: len(content) // 2] if file.suffix == ".safetensors" else content)
+    with pytest.raises(ValueError, match="its weights are damaged, or not whole"):
+        load(start, str(tmp_path))
+
+
 def test_a_reference_of_another_vocabulary_is_refused(start: str, tmp_path: Path) -> None:
     other = saved(tmp_path, "llama", vocab_size=67)
     with pytest.raises(ValueError) as caught:

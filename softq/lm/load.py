@@ -145,7 +145,7 @@ def _model(name: str, dtype: str, trust_remote_code: bool) -> PreTrainedModel | 
         kwargs["quantization_config"] = _four_bits()
     with without_bars() if Path(name).is_dir() else nullcontext():
         if base := adapted(name):
-            model = AutoModelForCausalLM.from_pretrained(base, **kwargs)
+            model = _from_pretrained(base, kwargs)
             try:
                 return PeftModel.from_pretrained(model, name, is_trainable=True)
             except (RuntimeError, SafetensorError) as error:
@@ -162,7 +162,14 @@ def _model(name: str, dtype: str, trust_remote_code: bool) -> PreTrainedModel | 
             raise ValueError(f"model {name}: {why}") from error
         if config.is_encoder_decoder:
             raise ValueError(f"{name} is an encoder-decoder ({config.model_type}); softq trains causal language models")
+        return _from_pretrained(name, kwargs)
+
+
+def _from_pretrained(name: str, kwargs: Mapping[str, Any]) -> PreTrainedModel:
+    try:
         return AutoModelForCausalLM.from_pretrained(name, **kwargs)
+    except SafetensorError as error:
+        raise ValueError(f"model {name}: its weights are damaged, or not whole ({error}); fetch them again") from error
 
 
 def _four_bits() -> BitsAndBytesConfig:
