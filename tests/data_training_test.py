@@ -315,6 +315,15 @@ def stored(model_directory: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     return directory
 
 
+@pytest.mark.parametrize(("rows", "batch_size"), [(1, 4), (len(PAIRS), 1)])
+def test_a_coupled_step_of_one_record_is_refused(
+    rows: int, batch_size: int, model_directory: Path, tmp_path: Path
+) -> None:
+    data = jsonl(tmp_path / "pairs.jsonl", PAIRS[:rows])
+    message = refused("aot", given(model_directory, data, tmp_path / "out", batch_size=batch_size))
+    assert "compares the records of a step, and needs at least two records in each" in message
+
+
 class TestStoredReference:
     """Data that brings the reference's log-probs."""
 
@@ -377,6 +386,23 @@ class TestStoredReference:
     def test_labels_that_store_them_do_not_serve_kto(self, model_directory: Path, tmp_path: Path) -> None:
         data = jsonl(tmp_path / "labels.jsonl", [{**row, "ref_logps": -9.5} for row in LABELS])
         assert "another pairing each step" in refused("kto", given(model_directory, data, tmp_path / "out"))
+
+    def test_a_method_that_remembers_reads_them(self, model_directory: Path, tmp_path: Path) -> None:
+        data = jsonl(tmp_path / "labels.jsonl", [{**row, "ref_logps": -9.5} for row in LABELS])
+        assert Trained("bco", given(model_directory, data, tmp_path / "out", max_steps=1)).losses[0] > 0
+
+    def test_completions_that_are_cut_are_refused(self, stored: Path, model_directory: Path, tmp_path: Path) -> None:
+        values = given(model_directory, stored / "stored.jsonl", tmp_path / "out", truncate="keep")
+        Trained("dpo", {**values, "max_steps": 1})  # nothing is cut
+        values["output"] = str(tmp_path / "cut")
+        tokenizer = AutoTokenizer.from_pretrained(model_directory)
+        longest = max(
+            len(c.ids)
+            for record in softq.read(values["data"], tokenizer, reads=("ref_logps",)).records
+            for c in record.completions
+        )
+        message = refused("dpo", {**values, "max_length": longest - 1})
+        assert message.startswith("--truncate keep: completions are cut, and the log-probs that the data stores")
 
     def test_a_reference_beside_them_is_refused(self, stored: Path, model_directory: Path, tmp_path: Path) -> None:
         values = given(model_directory, stored / "stored.jsonl", tmp_path / "out", reference=str(model_directory))

@@ -201,6 +201,10 @@ def _check_stored(name: str, settings: Settings, method: Method, data: Data) -> 
         )
     if not data.stored:
         return
+    if any(dataset.ledger.tokens["cut"] for dataset in (data.train, data.held_out) if dataset):
+        raise ValueError(
+            f"--truncate keep: completions are cut, and the log-probs that the data stores are of whole ones; {UNSTORE}"
+        )
     if settings.reference_mixup:
         raise ValueError(
             "--reference-mixup: the data stores the reference's log-probs, which can not move; leave one out"
@@ -222,7 +226,7 @@ def _check_readouts(name: str, method: Method, given: str, act: str) -> None:
 def _check_sums(method: Method, loaded: Loaded, batch: Batch, budget: int) -> None:
     """Raise unless the loss reads stored log-probs only in sum: where in a row they stand must not matter."""
     scored = scored_whole(method, loaded.models, batch, budget)
-    there = moved(batch, scored["logp"].device)
+    there = moved(with_columns(batch, method.memory), scored["logp"].device)
     action, total = there.tokens.action, scored["ref_logp"].sum(-1, keepdim=True)
     spread = total / action.sum(-1, keepdim=True).clamp(min=1) * action
     seen = []
@@ -246,10 +250,10 @@ def checked(
     weights = [source.weight for source in data.train.sources]
     order = Order.of(records, weights, settings.batch_size, settings.seed)
     fewest = order.records // order.steps_a_pass
-    if method.takes == "labels+mismatched" and fewest < 2:
+    if fewest < 2 and (method.coupled or method.takes == "labels+mismatched"):
         raise ValueError(
-            f"--batch-size {settings.batch_size} cuts {order.records} record(s) into steps of as few as {fewest}: completions "
-            "under another's prompt need at least two records a step"
+            f"--batch-size {settings.batch_size} cuts {order.records} record(s) into steps of as few as {fewest}: this method "
+            "compares the records of a step, and needs at least two records in each; raise it, or give more data"
         )
     numbers = order.step(0)
     drawn = [records[n % len(records)] for n in numbers]
@@ -265,14 +269,12 @@ def checked(
         raise ValueError(
             "--verify-layout compares a layout with plain; with --layout plain there is nothing to compare"
         )
-    if method.coupled and settings.batch_size == 1:
-        raise ValueError("--batch-size 1: this method couples the records of a step; it needs at least two records")
     try:
         if reads_reference(method):
             notes.append(_apart(settings, method, loaded, batch, budget))
         seen = evaluate(loaded.models, method, batch, tokens_per_micro=budget)
     except NonFiniteLoss as error:
-        where = named(records, error.prompts)
+        where = named(records, error.prompts) or "the step, by its weights,"
         raise RunError(f"step 0: the loss of {where} is not finite; check the model and these records") from error
     _pulls(method, loaded, batch, budget)
     if settings.best and settings.best.removeprefix("eval_") not in seen:

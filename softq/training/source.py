@@ -35,7 +35,7 @@ def conversion(kind: str, method: Method, name: str = "this method") -> str | No
         return None
     if (kind, method.takes) not in CONVERTED:
         advice = ADVICE.get((kind, method.takes), _EXPECTED[method.takes])
-        raise ValueError(f"{name} takes {method.takes}, the data holds {kind}: {advice}")
+        raise ValueError(f"{name} takes {method.takes.partition('+')[0]}, the data holds {kind}: {advice}")
     return CONVERTED[kind, method.takes]
 
 
