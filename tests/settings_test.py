@@ -144,6 +144,8 @@ def test_what_is_wrong_with_a_function_of_ones_own_is_one_clear_line(
         (["--weights", "0.8", "0.2"], "0.2: belongs to no setting"),
         (["--bf16", "true"], "--bf16 true: it takes no value; give it alone, or as --no-bf16"),
         (["--bf16=true"], "it takes no value; leave out 'true'"),
+        (["--loss_type", "ipo"], "--loss.type: no such setting; TRL's loss_type is METHOD here"),
+        (["--per-device-train-batch-size", "4"], "TRL's per_device_train_batch_size is --batch-size here"),
         (["--beta", "0.1"], "--beta: of which summand. There is --dpo.beta"),
     ],
 )

@@ -8,6 +8,7 @@ from pydantic.fields import FieldInfo
 
 from softq.cli.parser import Parser
 from softq.training.methods import nearest, schema
+from softq.training.migration.tables import TRL
 from softq.training.settings import Settings, flag
 
 USAGE = "softq train METHOD --model M --data FILE --output DIR [options]"
@@ -53,6 +54,15 @@ def _many(text: str) -> int:
         raise argparse.ArgumentTypeError("0 is no number of steps; expected 1 or more")
     return int(text)
 
+
+THEIRS = {
+    key: ", ".join(
+        "METHOD" if one == "method" else one if one.startswith("--") else flag(one) for one in ours.split(", ")
+    )
+    for key, ours in TRL.read.items()
+    if "_" in key  # `alpha` is a setting of ours as well, of other methods
+}
+"""Names in TRL's configs -> ours, for whoever types them here."""
 
 SWITCHES = {
     "--help": "show this",
@@ -150,6 +160,8 @@ def flags(parser: argparse.ArgumentParser, words: list[str]) -> dict[str, Any]:
         word = unknown[0].split("=")[0]
         if not word.startswith("-"):
             raise ValueError(_stray(unknown[0], words))
+        if (key := word[2:].replace("-", "_")) in THEIRS:
+            raise ValueError(f"{word}: no such setting; TRL's {key} is {THEIRS[key]} here (--from-trl reads its files)")
         if of_sum := [spelled for spelled in known if spelled.endswith(f".{word[2:]}")]:
             raise ValueError(f"{word}: of which summand? There is {', '.join(of_sum)}")
         raise ValueError(f"{word}: no such setting{nearest(word, known) or '; softq train METHOD --help lists them'}")
