@@ -315,6 +315,20 @@ def stored(model_directory: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     return directory
 
 
+def test_what_a_loss_can_not_read_later_on_names_its_step_and_its_records(
+    model_directory: Path, tmp_path: Path
+) -> None:
+    """The first step that draws row 5 ends the run; with the seed of a run it is not the first of all."""
+    rows = [
+        {"prompt": f"Say {n}:", "completions": [" one", " two"], "scores": [0.9, 1.5 if n == 5 else 0.1]}
+        for n in range(8)
+    ]
+    data = jsonl(tmp_path / "groups.jsonl", rows)
+    values = given(model_directory, data, tmp_path / "out", batch_size=1, eval_fraction=0, num_train_epochs=1)
+    with pytest.raises(RunError, match=r"^step \d+: scores from 0\.9 to 1\.5; .* its records: .*groups\.jsonl:6$"):
+        Trained("sppo", values)
+
+
 @pytest.mark.parametrize(("rows", "batch_size"), [(1, 4), (len(PAIRS), 1)])
 def test_a_coupled_step_of_one_record_is_refused(
     rows: int, batch_size: int, model_directory: Path, tmp_path: Path

@@ -192,6 +192,7 @@ def _next(run: Course, loop: Iterator[Step], step: int) -> Step:
     except NonFiniteLoss as error:
         where = named(run.data.records, error.prompts)
         raise RunError(f"step {step}: the loss of {where} is not finite; lower --learning-rate or drop them") from error
-    except FloatingPointError as error:
+    except (FloatingPointError, ValueError) as error:  # a ValueError: what a loss can not read of these records
         where = named(run.data.records, run.order.step(step - 1))
-        raise RunError(f"step {step}: {error}; its records: {where}; lower --learning-rate") from error
+        advice = "; lower --learning-rate" if isinstance(error, FloatingPointError) else ""
+        raise RunError(f"step {step}: {error}; its records: {where}{advice}") from error
