@@ -144,13 +144,13 @@ SERVES = {
 REFUSED = {
     ("groups", "dpo"): "dpo takes pairs, the data holds groups: "
     "make pairs of them: softq data FILE --pairs best-worst --to pairs.jsonl",
-    ("groups", "kto"): "kto takes labels+mismatched, the data holds groups: "
+    ("groups", "kto"): "kto takes labels, the data holds groups: "
     "make labels of them: softq data FILE --unpair SCORE --to labels.jsonl",
     ("labels", "dpo"): "dpo takes pairs, the data holds labels: give rows with `prompt`, `chosen` and `rejected`",
     (
         "rows",
         "kto",
-    ): "kto takes labels+mismatched, the data holds rows: give rows with `prompt`, `completion` and `label`",
+    ): "kto takes labels, the data holds rows: give rows with `prompt`, `completion` and `label`",
     (
         "labels",
         "infonca",
@@ -159,7 +159,7 @@ REFUSED = {
         "prompts",
         "sft",
     ): "sft takes rows, the data holds prompts: give rows with `prompt` and `completion`, or `messages`",
-    ("steps", "kto"): "kto takes labels+mismatched, the data holds steps: labels of steps serve no method yet",
+    ("steps", "kto"): "kto takes labels, the data holds steps: labels of steps serve no method yet",
 }
 
 

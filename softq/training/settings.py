@@ -1,6 +1,5 @@
 """The settings of a run: one typed schema for YAML, the command line, the manifest and the documentation."""
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -221,6 +220,4 @@ def _weights(weights: Any, count: int) -> list[float]:
         raise ValueError(f"--weights: {weights!r} is not valid: expected numbers, such as 0.8,0.2") from None
     if len(numbers) != count:
         raise ValueError(f"--weights: {len(numbers)} numbers for {count} methods")
-    if not all(0 <= number < math.inf for number in numbers) or not any(numbers):
-        raise ValueError(f"--weights: {numbers} is not valid: expected numbers ≥ 0, one of them above 0")
     return numbers
