@@ -432,6 +432,21 @@ class TestStoredReference:
         with pytest.raises(DataError, match="lacks column 'ref_logps'"):
             Trained("dpo", given(model_directory, files, tmp_path / "none"))
 
+    def test_a_method_that_reads_single_tokens_where_lengths_differ_is_refused_where_they_do_not(
+        self, model_directory: Path, tmp_path: Path
+    ) -> None:
+        row = {
+            "prompt": "Say",
+            "chosen": " aa",
+            "rejected": " bb",
+            "ref_chosen_logps": -9.0,
+            "ref_rejected_logps": -8.0,
+        }
+        (tmp_path / "alike.jsonl").write_text((json.dumps(row) + "\n") * 4)
+        values = given(model_directory, tmp_path / "alike.jsonl", tmp_path / "out", max_steps=1)
+        assert "reads the reference token by token" in refused("ld_dpo", values)
+        assert len(Trained("dpo", values).steps) == 1
+
     def test_a_users_method_that_reads_single_tokens_is_refused(
         self, stored: Path, model_directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -21,18 +21,18 @@ from softq.lm.model import AdapterOff
 from softq.lm.probe import verify_layout
 from softq.lm.reference import fingerprint
 from softq.lm.tokenizer import Spoken
-from softq.records import Batch, Method, moved
+from softq.records import Batch, Method
 from softq.training import ranks
 from softq.training.events import RunError
 from softq.training.loop import credited, evaluate, with_columns
 from softq.training.methods import method_names
-from softq.training.plan import NonFiniteLoss, losses, plan, scored_by, scored_whole
+from softq.training.plan import NonFiniteLoss, plan, scored_by, scored_whole
 from softq.training.settings import Call, Settings
 from softq.training.source import Order, batch_of, conversion, usable
+from softq.training.stored import UNSTORE, check_readouts, check_sums
 
 MAKE = {"dpo": "softq train dpo on the data", "reverse": "softq train dpo on what softq data FILE --swap writes"}
 """How to come by the models that methods read beside the policy and its reference."""
-UNSTORE = "remove the stored log-probs from the data, and the reference is scored"
 
 
 class Data(NamedTuple):
@@ -194,7 +194,7 @@ def _check_stored(name: str, settings: Settings, method: Method, data: Data) -> 
         if not reads_reference(method) or data.stored:
             why = "the data stores its log-probs already (ref_logps)" if data.stored else f"{name} reads no reference"
             raise ValueError(f"--cache-reference: {why}; leave it out")
-        _check_readouts(name, method, "--cache-reference keeps its log-probs alone", "leave it out")
+        check_readouts(name, method, "--cache-reference keeps its log-probs alone", "leave it out")
     if data.held is not None and ("ref_logps" in data.held[0].columns) != data.stored:
         raise ValueError(
             "only one of --data and --eval-data stores the reference's log-probs (ref_logps); give both or none"
@@ -209,37 +209,7 @@ def _check_stored(name: str, settings: Settings, method: Method, data: Data) -> 
         raise ValueError(
             "--reference-mixup: the data stores the reference's log-probs, which can not move; leave one out"
         )
-    _check_readouts(name, method, "the data stores its log-probs alone", UNSTORE)
-
-
-def _check_readouts(name: str, method: Method, given: str, act: str) -> None:
-    """ValueError where a method needs more of the reference than the log-probs of the completions."""
-    other = [readout.name for readout in method.needs if "ref" in readout.models and readout.name != "ref_logp"]
-    if other:
-        raise ValueError(f"{name} reads {', '.join(other)} of the reference, and {given}; {act}")
-    if method.takes == "labels+mismatched":
-        raise ValueError(
-            f"{name} scores completions under each other's prompts, another pairing each step, and {given}; {act}"
-        )
-
-
-def _check_sums(method: Method, loaded: Loaded, batch: Batch, budget: int) -> None:
-    """Raise unless the loss reads stored log-probs only in sum: where in a row they stand must not matter."""
-    scored = scored_whole(method, loaded.models, batch, budget)
-    there = moved(with_columns(batch, method.memory), scored["logp"].device)
-    action, total = there.tokens.action, scored["ref_logp"].sum(-1, keepdim=True)
-    spread = total / action.sum(-1, keepdim=True).clamp(min=1) * action
-    seen = []
-    for ref_logp in (scored["ref_logp"], spread):
-        leaf = scored["logp"].clone().requires_grad_()
-        loss = losses(
-            method, {**scored, "logp": leaf, "ref_logp": ref_logp}, there, [t.weigh(batch) for t in method.terms]
-        )
-        seen.append(torch.cat([loss.detach()[None], torch.autograd.grad(loss, leaf)[0].flatten()]))
-    if not torch.allclose(seen[0], seen[1], rtol=1e-3, atol=1e-5):
-        raise ValueError(
-            f"the loss reads the reference token by token, and the data stores sums over completions; {UNSTORE}"
-        )
+    check_readouts(name, method, "the data stores its log-probs alone", UNSTORE)
 
 
 def checked(
@@ -296,7 +266,7 @@ def _apart(settings: Settings, method: Method, loaded: Loaded, batch: Batch, bud
     scored = scored_whole(method, loaded.models, batch, budget)
     ratio = scored["logp"] - scored["ref_logp"]
     if "ref_logp" in batch.columns:
-        _check_sums(method, loaded, batch, budget)
+        check_sums(method, loaded, batch, budget)
         return f"step 0: log π/π_ref, with the stored reference, is up to {ratio.sum(-1).abs().max():.2f} nats a completion"
     apart = ratio.abs().max().item()
     if settings.reference is None and apart > 0:
