@@ -99,7 +99,7 @@ def facts(page: Page) -> Iterator[tuple[str, str]]:
     """Label and sentence, of what is read off the method and the contract."""
     method = page.method
     yield "Settings", ", ".join(f"{name}={value}" for name, value in page.settings.items()) or "none"
-    yield "Takes", f"{method.takes}: {TAKES.get(method.takes, 'unknown')}"
+    yield "Takes", f"{method.takes.partition('+')[0]}: {TAKES.get(method.takes, 'unknown')}"
     yield "Reads", "; ".join(_read(method)) or "nothing beside log π: no reference is loaded"
     coupled = "yes: the gradient of a record depends on the others of its step; how a step is cut changes no number"
     yield "Coupled", coupled if method.coupled else "no: a record's gradient is its own"
@@ -139,7 +139,7 @@ def stated(line: Line) -> Iterator[str]:
     if not line.name:
         yield f"a fixed point, of {rest.population}, to be proved" if rest else "nothing is stated of these settings"
         return
-    yield f"as {line.name} of the contract list, β = {line.method.beta:g}"
+    yield f"line {line.name} of the contract (docs/lab.md), β = {line.method.beta:g}"
     if rest is not None:
         yield f"the gradient over a whole population ({rest.population}) is 0 where it states, and descent ends there"
     elif line.why:
@@ -150,7 +150,7 @@ def stated(line: Line) -> Iterator[str]:
         ends = f"rests at {line.rests:.4g} nats" if math.isfinite(line.rests) else "grows for ever"
         yield f"the margin of a pair that is always labelled the same way {ends}"
     if line.free is not None:
-        yield f"mass between pairs that nothing connects is {'free' if line.free else 'held'}"
+        yield f"where no chain of pairs connects completions, the loss {'leaves' if line.free else 'holds'} the mass between them"
 
 
 def drawn(page: Page) -> tuple[str, str]:
