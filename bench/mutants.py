@@ -35,7 +35,7 @@ ENVIRONMENT = {
 
 TESTS = {
     "softq/mdp/": (
-        "soft tabular divergence chance errata golden unified fixed_points sharp contract",
+        "soft tabular divergence chance errata golden unified fixed_points sharp contract token_level distillation",
         "loop measure examples",
     ),
     "softq/objectives/": (

@@ -68,9 +68,12 @@ def test_sppo_with_soft_chances() -> None:
     assert gradient(loss_of(sppo(beta=0.5), groups([0.8, 0.2, 0.5])), rests).abs().max() < 1e-15
 
 
-@pytest.mark.parametrize("wrong", [1.01, -0.01, math.nan])
-def test_sppo_refuses_scores_that_are_no_probabilities(wrong: float) -> None:
-    with pytest.raises(ValueError, match="sppo reads them as win probabilities: expected 0 to 1"):
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [(1.01, "scores from 0.5 to 1.01"), (-0.01, "scores from -0.01 to 0.5"), (math.nan, "scores from nan to nan")],
+)
+def test_sppo_refuses_scores_that_are_no_probabilities(wrong: float, told: str) -> None:
+    with pytest.raises(ValueError, match=f"{told}; sppo reads them as win probabilities: expected 0 to 1"):
         values(sppo(), numbers(0.0, 0.0), groups([0.5, wrong]))
 
 
@@ -190,6 +193,9 @@ def test_over_drawn_rankings_each_rests_at_the_soft_optimum(make: Callable[..., 
 def test_pairs_and_means_of_groups() -> None:
     i, j = group_pairs(torch.tensor([1, 0, 1, 2]))
     assert sorted(zip(i.tolist(), j.tolist(), strict=True)) == [(0, 0), (0, 2), (1, 1), (2, 0), (2, 2), (3, 3)]
+    many = torch.arange(300) % 3  # so many that a sort which is not stable shows
+    i, j = group_pairs(many)
+    assert [b for a, b in zip(i.tolist(), j.tolist(), strict=True) if a == 4] == list(range(1, 300, 3))
     assert group_mean(numbers(1, 2, 6), torch.tensor([2, 0, 2]), 4).tolist() == [2, 0, 3.5, 0]
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from softq.cli.flags import flags, parser_of
 from softq.objectives import METHODS
+from softq.objectives.links import finite
 from softq.training.settings import build, flattened
 from softq.verify.tables import slope, some_models, some_step
 
@@ -46,6 +47,62 @@ def test_a_setting_that_may_have_any_sign_is_a_finite_number(name: str, setting:
     for value in ("nan", "-inf"):
         with pytest.raises(ValueError, match=f"--{setting}: '{value}' is not valid: input should be a finite number"):
             build(name, {**REQUIRED, setting: value})
+
+
+@pytest.mark.parametrize("name", [name for name, made in METHODS.items() if "beta" in signature(made).parameters])
+def test_every_beta_is_above_0_and_is_the_methods(name: str) -> None:
+    with pytest.raises(ValueError, match=r"beta is 0.0; expected beta > 0"):
+        METHODS[name](beta=0.0)
+    assert METHODS[name](beta=0.37).beta == 0.37
+
+
+def test_edges_that_are_allowed() -> None:
+    assert METHODS["alpha_dpo"](beta=0.3, alpha=1.0).beta == 0.3
+    assert METHODS["discopop"](tau=1.0).beta == 0.05
+    assert finite("alpha", -2.0) == -2.0
+
+
+def test_defaults_are_those_of_the_papers_and_their_codes() -> None:
+    seen = {name: {key: p.default for key, p in signature(made).parameters.items()} for name, made in METHODS.items()}
+    assert {name: settings for name, settings in seen.items() if settings != {"beta": 0.1}} == DEFAULTS
+
+
+DEFAULTS = {
+    "dpo": {"beta": 0.1, "label_smoothing": 0.0},
+    "robust": {"beta": 0.1, "label_smoothing": 0.1},
+    "ipo": {"beta": 0.1, "length_average": True},
+    "exo": {"beta": 0.1, "label_smoothing": 0.001},
+    "discopop": {"beta": 0.05, "tau": 0.05},
+    "alpha_dpo": {"beta": 0.1, "alpha": 0.5},
+    "dpo_norm": {"beta": 5.0},
+    "rdpo": {"beta": 0.1, "alpha": 0.05},
+    "ld_dpo": {"beta": 0.1, "alpha": 0.5},
+    "nca": {"beta": 0.01},
+    "sppo_hard": {"beta": 0.001},
+    "dpop": {"beta": 0.3, "penalty": 50.0},
+    "rpo": {"beta": 0.1, "alpha": 1.0},
+    "dpo_anchor": {"beta": 0.1, "delta": 0.0},
+    "simpo": {"beta": 2.0, "gamma": 0.5},
+    "alphapo": {"beta": 2.0, "gamma": 0.5, "alpha": 0.25},
+    "cpo": {"beta": 0.1, "alpha": 1.0},
+    "slic": {"delta": 1.0, "alpha": 0.1},
+    "gamma_dpo": {"beta": 0.1, "gamma": 0.5},
+    "tdpo2": {"beta": 0.1, "alpha": 0.5},
+    "wpo": {"beta": 0.01},
+    "bmc": {"beta": 0.01, "delta": 1.5},
+    "cringe": {"k": 5, "alpha": 0.005, "bar": -10.0, "tau": 10.0},
+    "aot": {"beta": 0.01, "label_smoothing": 0.0},
+    "aot_unpaired": {"beta": 0.01, "label_smoothing": 0.0},
+    "kto": {"beta": 0.1, "desirable_weight": 1.0, "undesirable_weight": 1.0, "baseline": "batch"},
+    "bco": {"beta": 0.01, "shift": "running"},
+    "infonca": {"beta": 0.01, "alpha": 0.001},
+    "nca_k": {"beta": 0.01, "alpha": 0.001},
+    "exo_k": {"beta": 0.5, "alpha": 0.5},
+    "sppo": {"beta": 0.001},
+    "reward_regression": {"beta": 0.1, "value": "log_z"},
+    "aligndistil": {"beta": 0.1, "ratio": 20.0, "epsilon": 0.001},
+    "sft": {},
+}
 
 
 def test_a_missing_setting_is_named() -> None:
@@ -97,6 +154,7 @@ def test_yaml_of_one_method_and_of_a_sum() -> None:
 MINE = """
 from softq import Method, Term
 from softq.objectives import METHODS
+from softq.objectives.links import finite
 
 
 def other(x: "Unknown" = 1) -> Method:

@@ -60,8 +60,7 @@ def step_size(dpo_logits: Tensor, reverse_logits: Tensor, ratio: float, epsilon:
 
 def extrapolated(dpo_logits: Tensor, reverse_logits: Tensor, alpha: Tensor) -> Tensor:
     """log softmax(z_d + α (z_d - z_r)) [n, V]: from the reverse model through the DPO model and on by α [n] (AlignDistil)."""
-    ahead, behind = dpo_logits.log_softmax(-1), reverse_logits.log_softmax(-1)
-    return (ahead + alpha[:, None] * (ahead - behind)).log_softmax(-1)
+    return (dpo_logits + alpha[:, None] * (dpo_logits - reverse_logits)).log_softmax(-1)
 
 
 def _logp(models: Models, action: Tensor) -> Tensor:

@@ -38,5 +38,6 @@ def aligndistil(*, beta: float = 0.1, ratio: float = 20.0, epsilon: float = 0.00
         (Term("aligndistil", "token", loss, weights.per_demonstration),),
         (distillation_of(beta, ratio, epsilon),),
         takes="rows",
+        beta=beta,
         fixed_point=FixedPoint("demonstrations", taught(teacher.name), (teacher,)),
     )
