@@ -45,8 +45,8 @@ TESTS = {
     "softq/masked.py": ("tabular soft contract golden sharp score", "loop plan measure examples"),
     "softq/lm/score.py": ("score sharp contract golden", "forest loop plan layouts examples"),
 }
-"""Source files -> FIRST, its laws and values, and REST, what else sees it in process and takes seconds; NAME_test.py, where
-there is one."""
+"""Source files -> FIRST, its laws and values, and REST, what else sees it in process and takes seconds: NAMEs of NAME_test.py,
+where there is one. The test of the file's own name is among the first."""
 
 Equivalents = dict[tuple[str, str, str, str], str]  # (file, function, old, new) -> reason
 
@@ -72,7 +72,10 @@ def sets_of(path: str) -> tuple[frozenset[str], ...]:
     """The sets of test files for a source file, of those that exist here; none if it is not ours to change."""
     for prefix, sets in TESTS.items():
         if path.startswith(prefix) and path.endswith(".py"):
-            named = ([f"tests/{name}_test.py" for name in names.split()] for names in sets)
+            first, rest = sets
+            named = (
+                [f"tests/{name}_test.py" for name in names.split()] for names in (f"{Path(path).stem} {first}", rest)
+            )
             return tuple(frozenset(test for test in tests if Path(test).exists()) for tests in named)
     return ()
 
