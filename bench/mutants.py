@@ -39,7 +39,7 @@ TESTS = {
         "loop measure examples",
     ),
     "softq/objectives/": (
-        "golden sharp fixed_points margins divergences lengths conformance unified errata contract",
+        "golden sharp fixed_points margins divergences lengths conformance unified errata contract sums",
         "loop plan settings source measure examples",
     ),
     "softq/masked.py": ("tabular soft contract golden sharp score", "loop plan measure examples"),

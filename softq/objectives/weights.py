@@ -49,14 +49,16 @@ def per_demonstrated_token(batch: Batch) -> Tensor:
 
 def per_row_then_token(batch: Batch) -> Tensor:
     """[B, T]: 1/(B |y|), the mean over rows of their token means. Sums to 1."""
-    action = batch.tokens.action
-    per_token = action.double() / action.sum(-1, keepdim=True).clamp(min=1)
-    return per_token / action.any(-1).sum().clamp(min=1)
+    return _mean_of_means(batch.tokens.action)
 
 
 def per_demonstration(batch: Batch) -> Tensor:
     """[B, T]: 1/(D |y|), the mean over the D rows that are shown as good of their token means. Sums to 1."""
-    action = batch.tokens.action & _demonstrations(batch)[:, None]
+    return _mean_of_means(batch.tokens.action & _demonstrations(batch)[:, None])
+
+
+def _mean_of_means(action: Tensor) -> Tensor:
+    """[B, T]: of the actions, a row's among themselves and the rows that have any among each other."""
     per_token = action.double() / action.sum(-1, keepdim=True).clamp(min=1)
     return per_token / action.any(-1).sum().clamp(min=1)
 
