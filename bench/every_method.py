@@ -48,6 +48,8 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "gamma_dpo": {"gamma": 0.0},
 }
 """Further settings whose step is another computation."""
+SOFT = 0.9
+"""The label probability of every pair, for dpo on labels that are not certain."""
 
 
 class Runner(NamedTuple):
@@ -173,6 +175,13 @@ def made(
         if name in wanted:
             said = " ".join(f"{key}={value}" for key, value in settings.items())
             named[f"{name} {said}"] = softq.METHODS[name](**settings)
+    soft = [record._replace(columns={**record.columns, "label_probability": (SOFT,)}) for record in records]
+    unsure = f"dpo label_probability={SOFT}"
+    if "dpo" in wanted:
+        named[unsure] = softq.METHODS["dpo"]()
+        print(
+            f"{unsure}: the chosen completion of every pair is the better one with probability {SOFT}", file=sys.stderr
+        )
     frozen = {"ref": start["ref"], **teachers}
     for name, method in named.items():
         if told := conversion("pairs", method, name):
@@ -180,7 +189,7 @@ def made(
         policy = copy.deepcopy(start["policy"]).requires_grad_(True)
         seen = {model for readout in method.needs for model in readout.models} - {"policy"}
         models = Models({"policy": policy, **{model: frozen[model] for model in sorted(seen)}})
-        yield Runner(name, method, running(models, method, records, numbers), [], [])
+        yield Runner(name, method, running(models, method, soft if name == unsure else records, numbers), [], [])
 
 
 def one_step(runner: Runner) -> None:
