@@ -5,10 +5,11 @@ import math
 import pytest
 import torch
 
-from softq.objectives import METHODS
+from softq.objectives import METHODS, weights
 from softq.objectives.policy_gradient import grpo
 from softq.objectives.sums import weighted_sum
-from softq.records import Batch, Labels, Tokens, take
+from softq.objectives.weights import _first_best
+from softq.records import Batch, Labels, Pairs, Tokens, take
 from softq.verify.line import PLAIN
 from softq.verify.tables import models, slope, some_models, some_step, step_loss, table
 
@@ -108,3 +109,16 @@ def test_a_sum_is_linear_in_its_weights() -> None:
         for of_all, of_each in zip(found, zip(*parts, strict=True), strict=True):
             wanted = sum(weight * value for weight, value in zip(weights, of_each, strict=True))
             torch.testing.assert_close(of_all, wanted, rtol=1e-12, atol=1e-12)
+
+
+def test_weights_that_are_small_still_sum_to_1() -> None:
+    batch = Batch(tokens(4), Pairs(torch.tensor([0, 2]), torch.tensor([1, 3])), {"weight": torch.tensor([0.1, 0.3])})
+    assert weights.per_pair(batch).tolist() == pytest.approx([0.25, 0.75], rel=1e-6)
+
+
+def test_the_first_best_of_each_group_whatever_its_size() -> None:
+    group = torch.tensor([1, 0, 0, 2, 1, 1, 0])
+    reward = torch.tensor([0.5, 0.2, 0.9, 0.1, 0.7, 0.7, 0.9])
+    assert _first_best(group, reward).tolist() == [2, 4, 3]
+    many = torch.arange(300) % 3  # so many that a sort which is not stable shows
+    assert _first_best(many, torch.ones(300)).tolist() == [0, 1, 2]
