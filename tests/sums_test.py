@@ -5,10 +5,10 @@ import math
 import pytest
 import torch
 
-from softq.objectives import METHODS, weights
+from softq.objectives import METHODS
 from softq.objectives.policy_gradient import grpo
 from softq.objectives.sums import weighted_sum
-from softq.objectives.weights import _first_best
+from softq.objectives.weights import _first_best, per_pair
 from softq.records import Batch, Labels, Pairs, Tokens, take
 from softq.verify.line import PLAIN
 from softq.verify.tables import models, slope, some_models, some_step, step_loss, table
@@ -113,7 +113,7 @@ def test_a_sum_is_linear_in_its_weights() -> None:
 
 def test_weights_that_are_small_still_sum_to_1() -> None:
     batch = Batch(tokens(4), Pairs(torch.tensor([0, 2]), torch.tensor([1, 3])), {"weight": torch.tensor([0.1, 0.3])})
-    assert weights.per_pair(batch).tolist() == pytest.approx([0.25, 0.75], rel=1e-6)
+    assert per_pair(batch).tolist() == pytest.approx([0.25, 0.75], rel=1e-6)
 
 
 def test_the_first_best_of_each_group_whatever_its_size() -> None:
