@@ -32,6 +32,7 @@ import softq
 from softq.data.example import Example, Text
 from softq.data.files import read_rows
 from softq.data.formats import Reading, parse_rows
+from softq.data.read import template
 from softq.lm.load import load
 from softq.lm.score import Models
 from softq.records import Batch, Method
@@ -119,7 +120,7 @@ def prepared(options: argparse.Namespace, work: Path) -> tuple[PreTrainedTokeniz
         [words(text) for example in examples for text in (example.prompt, *example.completions)]
     )
     if not isinstance(examples[0].prompt, str):
-        tokenizer.chat_template = softq.data.read.template("chatml")
+        tokenizer.chat_template = template("chatml")
     return tokenizer, options.data
 
 
