@@ -63,7 +63,7 @@ def test_the_page_of_a_method(tmp_path: Path, capsys: pytest.CaptureFixture, mon
     for said in (
         "arXiv 2402.01306",
         "beta=0.3",
-        "labels+mismatched: prompt",
+        "labels: prompt",
         "the gradient of a record depends",
         "scores/*",
     ):

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from softq.objectives.sums import weighted_sum
 from softq.records import Method
@@ -36,18 +36,27 @@ def _by_name(given: Any) -> Any:
     return {name.strip(): directory.strip() for name, _, directory in named}
 
 
+def _named(given: str) -> str:
+    """A name that is not empty. (pydantic's min_length refuses names of files that are not UTF-8.)"""
+    if not given:
+        raise ValueError("expected a directory or a hub name")
+    return given
+
+
 class Settings(BaseModel):
     """Everything that makes a run what it is, beside its method's own settings. TRL's names where it has one."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    model: str = Field(min_length=1, description="what is trained: a directory, a hub name, or an adapter to continue")
+    model: Annotated[str, AfterValidator(_named)] = Field(
+        description="what is trained: a directory, a hub name, or an adapter to continue"
+    )
     data: list[str | dict[str, Any]] = Field(
         min_length=1, description="files, hub data sets, or FILE,name=N,weight=W,split=S,entry=E with any of these"
     )
     output: str = Field(description="the directory to write; refused if it holds anything")
-    reference: str | None = Field(
-        None, min_length=1, description="another model as the reference, or uniform; default: the model as it starts"
+    reference: Annotated[str, AfterValidator(_named)] | None = Field(
+        None, description="another model as the reference, or uniform; default: the model as it starts"
     )
     models: Annotated[dict[str, str], BeforeValidator(_by_name)] = Field(
         {}, description="further frozen models that a method reads, by name: dpo=DIR,reverse=DIR"
