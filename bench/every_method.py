@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
-from workload import GENERATED_ROWS, HH, TEXT_VOCABULARY, generated, qwen2, trained_tokenizer, write_pairs
+from workload import GENERATED_ROWS, HH, SHAPES, TEXT_VOCABULARY, generated, qwen2, trained_tokenizer, write_pairs
 
 import softq
 from softq.data.example import Example, Text
@@ -69,6 +69,7 @@ def options_of(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--data", help="pairs, in any format that softq reads; default: generated ones")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--shape", choices=SHAPES, default="4.5M", help="of the model, its parameters")
     parser.add_argument("--methods", help="a,b,…; default: all")
     return parser.parse_args(words)
 
@@ -84,7 +85,7 @@ def main() -> int:
             raise SystemExit(f"{file}: {data.kind}; this needs pairs")
         torch.manual_seed(0)
         model = AutoModelForCausalLM.from_config(
-            qwen2({"shape": "4.5M", "vocabulary": TEXT_VOCABULARY}), dtype=torch.float32
+            qwen2({"shape": options.shape, "vocabulary": TEXT_VOCABULARY}), dtype=torch.float32
         )
         start = load(model, "start", tokenizer=tokenizer).models
         numbers = drawn(options, len(data.records))
