@@ -16,9 +16,10 @@ BELOW = {
     "data": {"records"},
     "worlds": {"records", "data"},
     "search": {"records", "masked", "mdp", "lm"},
-    "inspection": {"records", "masked", "mdp", "lm"},
+    "inspection": {"records", "masked", "mdp", "lm", "data"},
     "training": {"records", "masked", "mdp", "objectives", "lm", "data"},
 }
+BELOW["reading"] = {*BELOW} - {"worlds", "search"}
 EVERYTHING = {*BELOW, "verify", "studies"}
 BELOW |= {"verify": EVERYTHING - {"studies"}, "studies": EVERYTHING, "cli": EVERYTHING}
 OUTSIDE = {
@@ -30,7 +31,8 @@ OUTSIDE = {
     "data": {"transformers", "tokenizers", "datasets", "pyarrow", "numpy", "jinja2"},
     "worlds": set(),
     "search": {"torch"},
-    "inspection": {"torch", "pyarrow", "jinja2", "scipy"},
+    "inspection": {"torch", "pyarrow", "jinja2", "scipy", "numpy"},
+    "reading": {"torch", "transformers", "pyarrow", "numpy"},
     "training": {"torch", "accelerate", "pydantic", "transformers", "numpy", "safetensors", "huggingface_hub"},
     "verify": {"torch", "transformers"},
     "studies": {"torch", "transformers", "tokenizers", "numpy"},

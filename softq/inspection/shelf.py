@@ -1,0 +1,73 @@
+"""A scored data set on disk: tables in parts of Parquet, each written whole, and read a part at a time.
+
+DIRECTORY/score.json              what was scored, and how
+DIRECTORY/pairs/00000.parquet …   or rows/: as `columns` has them
+DIRECTORY/tokens/00000.parquet …  of the same records, part by part
+DIRECTORY/ledger.parquet          a row a row of the data: used, or dropped for a reason
+"""
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from softq.inspection.columns import schema
+
+FACTS = "score.json"
+
+
+def put(directory: Path, table: str, part: int, columns: Mapping[str, Any], *, compared: bool) -> None:
+    """Write one part of a table: the whole file or none of it."""
+    of = schema(table, compared)
+    arrays = [pa.array(columns[name], kind, from_pandas=True) for name, kind in zip(of.names, of.types, strict=True)]
+    file = place(directory, table, part)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_name(f".{file.name}.partial")
+    pq.write_table(pa.table(arrays, schema=of), partial, compression="zstd")
+    os.replace(partial, file)
+
+
+def place(directory: Path, table: str, part: int) -> Path:
+    """The file of a part."""
+    return directory / table / f"{part:05d}.parquet"
+
+
+class Shelf:
+    """A scored data set, opened: `facts`, and its tables. ValueError where there is none, or it is not finished."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.facts = facts(directory)
+        if not self.facts["finished"]:
+            raise ValueError(f"{directory}: its scoring is not finished; run the same softq score again")
+
+    @property
+    def kind(self) -> str:
+        """ "pairs" or "rows": which table there is beside "tokens"."""
+        return "pairs" if self.facts["kind"] == "pairs" else "rows"
+
+    @property
+    def compared(self) -> bool:
+        """Whether there was a reference."""
+        return self.facts["reference"] is not None
+
+    def table(self, name: str, columns: list[str] | None = None) -> pa.Table:
+        """A whole table, or some of its columns. One of tokens may be large: see `parts`."""
+        return pa.concat_tables(self.parts(name, columns))
+
+    def parts(self, name: str, columns: list[str] | None = None) -> Iterator[pa.Table]:
+        """A table part by part; parts of two tables hold the same records."""
+        for part in range(self.facts["parts"]):
+            yield pq.read_table(place(self.directory, name, part), columns=columns)
+
+
+def facts(directory: Path) -> Mapping[str, Any]:
+    """What `score.json` says. ValueError where there is none."""
+    try:
+        return json.loads((directory / FACTS).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ValueError(f"{directory} holds no {FACTS}: give the output of softq score") from error

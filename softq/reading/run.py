@@ -1,0 +1,170 @@
+"""A policy, a reference and a data set, opened and scored into a directory that says what it holds."""
+
+from collections.abc import Iterator, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from softq.data.formats import renames
+from softq.data.read import Dataset, cache_directory, read
+from softq.data.store import write_json
+from softq.inspection.columns import TOP
+from softq.inspection.shelf import FACTS, facts, place
+from softq.lm.load import Loaded, load
+from softq.lm.reference import fingerprint
+from softq.lm.tokenizer import load_tokenizer
+from softq.reading.choice import Choice, choice
+from softq.reading.ledger import write_ledger
+from softq.reading.score import PART, Scoring, missing, scored_parts
+from softq.training import ranks
+from softq.training.events import Note, OutputError
+from softq.training.loop import default_budget
+
+FORMAT = "softq scores 1"
+
+
+class Asked(NamedTuple):
+    """What is to be scored, and how."""
+
+    policy: str
+    data: tuple[Any, ...]
+    output: Path
+    reference: str | None = None  # None: as the policy's manifest says; "none": none
+    beta: float | None = None
+    max_length: int = 2048
+    truncate: str = "drop"
+    format: str | None = None
+    rename: tuple[str, ...] = ()
+    chat_template: str | None = None
+    dtype: str = "float32"
+    layout: str = "auto"
+    tokens_per_micro: int | None = None
+    overwrite: bool = False
+    trust_remote_code: bool = False
+
+
+class Part(NamedTuple):
+    """Some records were scored."""
+
+    records: int
+    done: int  # by this process
+    of: int  # all that were missing when it began, of all processes
+
+
+def scored(asked: Asked) -> Iterator[Note | Part]:
+    """Read, load, score what is not scored yet, and write; events on the way.
+
+    OutputError where the directory holds something else, ValueError for wrong settings, DataError for bad data. Of several
+    processes (torchrun) each scores its share of the parts.
+    """
+    device = str(ranks.join(bf16=False).device)
+    chosen = choice(asked.policy, asked.reference, asked.beta)
+    yield from map(Note, chosen.notes)
+    _claim(asked)
+    data, loaded = _opened(asked, chosen, device)
+    yield from map(Note, (*data.ledger.lines(), *loaded.notes))
+    budget = asked.tokens_per_micro or default_budget(loaded.models)
+    of = Scoring(asked.output, data, loaded, 1.0 if chosen.beta is None else chosen.beta, budget)
+    said = _facts(asked, chosen, of)
+    _check_same(asked, said)
+    if ranks.first():
+        asked.output.mkdir(parents=True, exist_ok=True)
+        write_json(asked.output / FACTS, said)
+        write_ledger(asked.output, data)
+    ranks.wait()
+    left = missing(of)
+    if len(left) < of.parts:
+        yield Note(f"{of.parts - len(left):,} of {of.parts:,} parts were scored before")
+    total, done = sum(len(data.records[n * PART : (n + 1) * PART]) for n in left), 0
+    ranks.wait()
+    for count in scored_parts(of, left[ranks.rank() :: ranks.count()]):
+        done += count
+        yield Part(count, done, total)
+    ranks.wait()
+    if ranks.first():
+        write_json(asked.output / FACTS, {**said, "finished": True})
+
+
+def _opened(asked: Asked, chosen: Choice, device: str) -> tuple[Dataset, Loaded]:
+    """The data and the models."""
+    spoken = load_tokenizer(asked.policy, asked.trust_remote_code)
+
+    def of() -> Dataset:
+        return read(
+            asked.data,
+            spoken.tokenizer,
+            end_ids=spoken.end_ids,
+            max_length=asked.max_length,
+            truncate=asked.truncate,
+            format=asked.format,
+            rename=renames(list(asked.rename)),
+            chat_template=asked.chat_template,
+            reads=(),
+            method="softq score",
+            cache=cache_directory(),
+        )
+
+    data = ranks.one_after_another(of)
+    loaded = load(
+        asked.policy,
+        chosen.reference,
+        tokenizer=spoken.tokenizer,
+        layout=asked.layout,
+        dtype=asked.dtype,
+        device=device,
+        trust_remote_code=asked.trust_remote_code,
+    )
+    chosen.check(loaded)
+    return data, loaded
+
+
+def _claim(asked: Asked) -> None:
+    """OutputError where the output holds what softq score did not write."""
+    there = asked.output
+    if there.is_dir() and any(there.iterdir()) and not (there / FACTS).is_file():
+        raise OutputError(f"--output {there} is not empty, and softq score did not write what is there; give another")
+    if there.exists() and not there.is_dir():
+        raise OutputError(f"--output {there} is a file; give a directory")
+
+
+def _check_same(asked: Asked, said: Mapping[str, Any]) -> None:
+    """What is there already is a part of the same; or it is removed, if that was asked for."""
+    if not (asked.output / FACTS).is_file():
+        return
+    before = {**facts(asked.output), "finished": False}
+    if before == said:
+        return
+    if not asked.overwrite:
+        what = next(name for name in said if before.get(name) != said[name])
+        raise OutputError(
+            f"--output {asked.output} holds scores of another {what} ({before.get(what)}, now {said[what]}); give another, or "
+            "--overwrite"
+        )
+    if ranks.first():
+        for table in ("pairs", "rows", "tokens"):
+            for part in range(before.get("parts", 0)):
+                place(asked.output, table, part).unlink(missing_ok=True)
+    ranks.wait()
+
+
+def _facts(asked: Asked, chosen: Choice, of: Scoring) -> dict[str, Any]:
+    """What the directory says of itself."""
+    models = of.loaded.models
+    return {
+        "format": FORMAT,
+        "kind": of.data.kind,
+        "policy": {"model": asked.policy, "fingerprint": fingerprint(of.loaded.policy)},
+        "reference": {"model": chosen.reference, "fingerprint": fingerprint(models["ref"])} if of.compared else None,  # pyright: ignore[reportArgumentType]
+        "beta": chosen.beta,
+        "unit": "nats" if chosen.beta is None else "reward",
+        "dtype": asked.dtype,
+        "layout": of.loaded.policy.layout,
+        "top": TOP,
+        "data": [source.path for source in of.data.sources],
+        "content": of.data.records.digest(),
+        "records": len(of.data.records),
+        "parts": of.parts,
+        "ledger": of.data.ledger.as_dict(),
+        "versions": {name: version(name) for name in ("softq", "torch", "transformers")},
+        "finished": False,
+    }
