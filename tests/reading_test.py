@@ -160,7 +160,22 @@ def test_by_the_command_line(trained: Path, pairs_file: Path, tmp_path: Path, ca
     out = tmp_path / "out"
     words = ["score", "--policy", str(trained), "--data", str(pairs_file), "--output", str(out)]
     code, said, _ = called(words, capsys)
-    assert (code, f"softq inspect {out} shows it" in said) == (0, True)
+    assert (code, f"written to {out}" in said) == (0, True)
     code, _, wrong = called([*words[:-1], str(pairs_file)], capsys)
     assert (code, wrong.count("\n")) == (2, 1)
     assert "is a file; give a directory" in wrong
+
+
+@pytest.mark.parametrize(
+    ("given", "told_so"),
+    [
+        ({"beta": float("nan")}, "--beta nan: expected a number above 0"),
+        ({"max_length": 0}, "--max-length 0: expected at least 2"),
+    ],
+)
+def test_wrong_settings_are_refused_before_anything_is_written(
+    given: dict, told_so: str, trained: Path, pairs_file: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=told_so):
+        told(Asked(str(trained), (str(pairs_file),), tmp_path / "out", **given))
+    assert not (tmp_path / "out").exists()

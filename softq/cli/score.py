@@ -18,7 +18,7 @@ USAGE = "softq score --policy P --data FILE … --output DIR [options]"
 DESCRIPTION = """Score a data set once, token by token, into Parquet tables: log-probs of the policy and of a reference, implicit
 rewards, entropies, ranks, KL, and what the policy would rather have said. Preferences, labels, groups or demonstrations, in any
 format that softq reads; a policy of any library. Started again, it goes on where it stopped; under torchrun processes share
-the work. softq inspect DIR shows what it says."""
+the work."""
 
 
 def run(words: list[str]) -> int:
@@ -39,7 +39,7 @@ def run(words: list[str]) -> int:
         if isinstance(event, Part) and ranks.first():
             console.print(f"{event.done:,} of {event.of:,} records scored")
     if ranks.first():
-        print(f"written to {asked.output}; softq inspect {asked.output} shows it")
+        print(f"written to {asked.output}")
     ranks.leave()
     return 0
 

@@ -1,6 +1,7 @@
 """With which reference and β a policy is read: as it was told, or as the run that made it says."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,8 +35,10 @@ class Choice(NamedTuple):
 def choice(policy: str, reference: str | None, beta: float | None) -> Choice:
     """What to read `policy` with; what is given wins, then what the policy's own manifest says. Other clues are told, not taken.
 
-    `reference` "none" is none. ValueError where our manifest names a reference that can not be had again.
+    `reference` "none" is none. ValueError for a β ≤ 0, and where our manifest names a reference that can not be had again.
     """
+    if beta is not None and not 0 < beta < math.inf:
+        raise ValueError(f"--beta {beta:g}: expected a number above 0, reward per nat")
     run = _run(policy)
     notes = []
     if beta is None and run is not None and run.beta is not None:

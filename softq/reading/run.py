@@ -57,6 +57,9 @@ def scored(asked: Asked) -> Iterator[Note | Part]:
     OutputError where the directory holds something else, ValueError for wrong settings, DataError for bad data. Of several
     processes (torchrun) each scores its share of the parts.
     """
+    for name in ("max_length", "tokens_per_micro"):
+        if (given := getattr(asked, name)) is not None and given < 2:
+            raise ValueError(f"--{name.replace('_', '-')} {given}: expected at least 2 tokens")
     device = str(ranks.join(bf16=False).device)
     chosen = choice(asked.policy, asked.reference, asked.beta)
     yield from map(Note, chosen.notes)
