@@ -1,7 +1,7 @@
 """Where reward comes from: a pair's margin in parts, how few tokens have it, and which types of token.
 
-The reward of a completion is the sum of its tokens' β log π/π_ref (arXiv 2404.12358), so a margin is a sum over the tokens of both
-completions, those of the rejected one taken negative, and splits without a rest.
+The reward of a completion is the sum of its tokens' β log π/π_ref (arXiv 2404.12358), so a margin is a sum over the tokens of
+both completions, those of the rejected one taken negative, and splits without a rest.
 """
 
 import re
@@ -145,13 +145,18 @@ class Spent(NamedTuple):
 
 
 def spent(shelf: Shelf) -> Spent:
-    """Read a scored data set part by part. It must have a reference."""
+    """Read a scored data set part by part. It must have a reference; ValueError where it holds no token."""
     found = []
     for tokens, table in zip(shelf.parts("tokens", COLUMNS), shelf.parts(shelf.kind), strict=True):
         if tokens.num_rows:
             found.append(_spent(actions(tokens, table), shelf.kind == "pairs"))
-    columns = zip(*found, strict=True)
-    return Spent(*(None if column[0] is None else np.concatenate(column) for column in columns))
+    if not found:
+        raise ValueError(f"{shelf.directory} holds no tokens: score data with completions")
+    parts = [each.parts for each in found if each.parts is not None]
+    numbers = {
+        name: np.concatenate([getattr(each, name) for each in found]) for name in Spent._fields if name != "parts"
+    }
+    return Spent(parts=np.concatenate(parts) if parts else None, **numbers)
 
 
 def _spent(of: Actions, pairs: bool) -> Spent:
@@ -161,7 +166,7 @@ def _spent(of: Actions, pairs: bool) -> Spent:
     tables = np.zeros((3, len(record), len(KINDS)))
     for table, values in zip(tables, (np.ones(len(at)), of.reward, np.abs(of.reward)), strict=True):
         np.add.at(table, (at, kinds(of)), values)
-    return Spent(record, split(of)[1] if pairs else None, gini, top, *tables)
+    return Spent(record, split(of)[1] if pairs else None, gini, top, tables[0], tables[1], tables[2])
 
 
 def _means(values: np.ndarray, at: np.ndarray, count: int) -> np.ndarray:
@@ -215,7 +220,7 @@ def _by_kind(of: Spent, unit: str) -> list[Figure]:
 
 
 def findings(shelf: Shelf) -> list[Finding]:
-    """Warns where the end token alone has more than half of the mean margin: a preference for when to stop, not for what is said."""
+    """A warning where the end tokens have more than half of the mean margin: a preference for when to stop, not what to say."""
     of = spent(shelf) if shelf.compared and shelf.kind == "pairs" else None
     if of is None or of.parts is None:
         return []
