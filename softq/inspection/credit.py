@@ -139,7 +139,7 @@ class Spent(NamedTuple):
     parts: np.ndarray | None  # [R, PARTS] of its margin; None where the data is not pairs
     gini: np.ndarray
     top: np.ndarray
-    count: np.ndarray  # [R, KINDS] tokens
+    tokens: np.ndarray  # [R, KINDS] how many
     reward: np.ndarray  # [R, KINDS] Σ reward
     size: np.ndarray  # [R, KINDS] Σ |reward|
 
@@ -200,7 +200,7 @@ def figures(shelf: Shelf) -> list[Figure]:
 def _by_kind(of: Spent, unit: str) -> list[Figure]:
     found, all_sizes = [], of.size.sum(1)
     for k, (name, told) in enumerate(KINDS.items()):
-        count, reward, size = of.count[:, k], of.reward[:, k], of.size[:, k]
+        count, reward, size = of.tokens[:, k], of.reward[:, k], of.size[:, k]
         if not count.any():
             continue
 
