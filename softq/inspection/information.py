@@ -5,8 +5,8 @@
 (arXiv 2505.23761.) A low entropy H(q) says that training reinforced a few completions, a high one that it spread its change over
 many. q is of whole completions: one that was cut at a length limit has none.
 
-With the policy's own samples y_i, W = E_π[1/π_ref] and q is their law weighed by 1/π_ref(y_i). These weights are so uneven that the
-estimate rests on few samples: read it with its effective sample size. Everything is in nats, by logarithms: 1/π_ref is large.
+With the policy's own samples y_i, W = E_π[1/π_ref] and q is their law weighed by 1/π_ref(y_i). These weights are so uneven that
+the estimate rests on few samples: read it with its effective sample size. Everything is in nats, by logarithms: 1/π_ref is large.
 """
 
 from typing import NamedTuple
@@ -51,8 +51,10 @@ def estimated(logp: np.ndarray, ref_logp: np.ndarray) -> Information:
 
 
 def figures(shelf: Shelf) -> list[Figure]:
-    """Means over prompts with two whole completions at least, of rows that the policy itself sampled: of any other data the numbers
-    say nothing. None without a reference, or of pairs."""
+    """Means over prompts with two whole completions at least, of rows that the policy itself sampled.
+
+    Of any other data the numbers say nothing. None without a reference, or of pairs.
+    """
     if not shelf.compared or shelf.kind != "rows":
         return []
     table = shelf.table("rows", COLUMNS)

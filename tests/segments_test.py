@@ -1,0 +1,47 @@
+"""Sentences, lines and steps, and the reward of each."""
+
+import numpy as np
+import pytest
+
+from softq.inspection.credit import Actions
+from softq.inspection.segments import segments
+
+TEXT = ["Two", " plus", " two", ".", " It", " is", " 4", ".5", "!", "\n", "\n", "2", ")", " Done", "<end>"]
+
+
+def of(*completions: list[str]) -> Actions:
+    """Completions of one record each, the rewards 1, 2, 4, … so that each sum tells its tokens; all ended."""
+    row = np.repeat(np.arange(len(completions)), [len(each) for each in completions])
+    end = np.concatenate([np.arange(len(each)) == len(each) - 1 for each in completions])
+    reward = np.concatenate([2.0 ** np.arange(len(each)) for each in completions])
+    text = [piece for each in completions for piece in each]
+    return Actions(row + 7, np.zeros_like(row), row, np.zeros(len(row), dtype=bool), end, reward, text)
+
+
+@pytest.mark.parametrize(
+    ("by", "expected"),
+    [
+        ("sentence", ["Two plus two.", " It is 4.5!\n\n", "2) Done<end>"]),
+        ("line", ["Two plus two. It is 4.5!\n\n", "2) Done<end>"]),
+        ("step", ["Two plus two. It is 4.5!\n\n", "2) Done<end>"]),
+    ],
+)
+def test_cuts(by: str, expected: list[str]) -> None:
+    found = segments(of(TEXT), by)
+    assert found.text == expected
+    assert found.tokens.sum() == len(TEXT)
+    bounds = np.cumsum([0, *found.tokens])
+    assert found.reward.tolist() == [2.0**b - 2.0**a for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
+
+
+def test_a_step_is_no_line_and_completions_do_not_run_together() -> None:
+    found = segments(of(["a", "\n", "b", "\n- ", "c", "<end>"], ["d", ".", "<end>"]), "step")
+    assert found.text == ["a\nb\n- ", "c<end>", "d.<end>"] or found.text == ["a\nb", "\n- c<end>", "d.<end>"]
+    assert found.record.tolist() == [7, 7, 8]
+    assert segments(of(["a", "\n", "b", "<end>"]), "step").text == ["a\nb<end>"]
+    assert segments(of(["<end>"], ["", "。", "x", "<end>"]), "sentence").text == ["<end>", "。", "x<end>"]
+
+
+def test_a_cut_that_is_none_is_told() -> None:
+    with pytest.raises(ValueError, match="by='word' is no way to cut a completion: give one of sentence, line, step"):
+        segments(of(["a"]), "word")
