@@ -4,6 +4,7 @@ The reward of a segment is the sum of its tokens' rewards, so the segments of a 
 segment in which its first visible character stands; the end token to the last one.
 """
 
+import itertools
 import re
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
@@ -39,7 +40,7 @@ def segments(of: Actions, by: str) -> Segments:
     if by not in CUTS:
         raise ValueError(f"by={by!r} is no way to cut a completion: give one of {', '.join(CUTS)}")
     bounds = [*np.flatnonzero(np.diff(of.row, prepend=-1)), len(of.row)]
-    cut = [numbers(of.text[a:b], of.end[a:b], CUTS[by]) for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
+    cut = [numbers(of.text[a:b], of.end[a:b], CUTS[by]) for a, b in itertools.pairwise(bounds)]
     new = np.concatenate([np.diff(each, prepend=-1) > 0 for each in cut]) if cut else np.zeros(0, dtype=bool)
     at, first = new.cumsum() - 1, np.flatnonzero(new)
     last = [*first[1:], len(of.row)]
@@ -74,8 +75,10 @@ def read(shelf: Shelf, by: str) -> Iterator[Segments]:
 
 
 def figures(shelf: Shelf) -> list[Figure]:
-    """How many segments completions have, and how much of a completion's credit is in its largest; intervals over records. None
-    without a reference."""
+    """How many segments completions have, and how much of a completion's credit is in its largest, with intervals over records.
+
+    None without a reference.
+    """
     return [figure for by in CUTS for figure in _figures(shelf, by)] if shelf.compared else []
 
 
