@@ -1,7 +1,7 @@
 """Completions cut into sentences, lines or steps of reasoning, and the reward of each: credit at the grain at which people read.
 
-The reward of a segment is the sum of its tokens' rewards, so the segments of a completion sum to its reward. A token belongs to the
-segment in which its first visible character stands; the end token to the last one.
+The reward of a segment is the sum of its tokens' rewards, so the segments of a completion sum to its reward. A token belongs to
+the segment in which its first visible character stands; the end token to the last one.
 """
 
 import itertools
