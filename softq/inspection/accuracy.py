@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from softq.data.intervals import share
 from softq.inspection.columns import SIDES
@@ -77,14 +76,15 @@ def norms(shelf: Shelf) -> np.ndarray:
     parts = shelf.parts("tokens", ["record", "completion", "logp"])
     found = {key: value for part in parts for key, value in _norms(part)}
     records = shelf.table("pairs", ["record"])["record"].to_pylist()
-    return np.array([found[number, 1] - found[number, 0] for number in records])
+    return np.array([found[number, 0] - found[number, 1] for number in records])
 
 
 def _norms(tokens: pa.Table) -> Iterator[tuple[tuple[int, int], float]]:
-    logp = tokens["logp"].cast(pa.float64())
-    squares = tokens.append_column("square", pc.multiply(logp, logp))
-    for row in squares.group_by(["record", "completion"]).aggregate([("square", "sum")]).to_pylist():
-        yield (row["record"], row["completion"]), row["square_sum"] ** 0.5
+    record, completion, logp = (tokens[name].to_numpy() for name in ("record", "completion", "logp"))
+    keys, row = np.unique(np.stack([record, completion]), axis=1, return_inverse=True)
+    totals = np.bincount(row.ravel(), weights=logp.astype(np.float64) ** 2)
+    for number, which, total in zip(*keys.tolist(), totals.tolist(), strict=True):
+        yield (number, which), -(total**0.5)
 
 
 def free_margins(shelf: Shelf) -> dict[str, np.ndarray]:
@@ -112,7 +112,7 @@ def figures(shelf: Shelf) -> list[Figure]:
 def measured(shelf: Shelf) -> pa.Table:
     """record, source, margin and lengths of the pairs whose margin is a number. Needs a reference."""
     table = shelf.table("pairs", ["record", "source", "margin", "chosen_tokens", "rejected_tokens"])
-    return table.filter(pc.fill_null(pc.is_finite(table["margin"]), False))
+    return table.filter(pa.array(np.isfinite(table["margin"].to_numpy())))
 
 
 def implicit(pairs: pa.Table) -> list[Figure]:
