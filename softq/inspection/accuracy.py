@@ -116,7 +116,23 @@ def measured(shelf: Shelf) -> pa.Table:
 
 
 def implicit(pairs: pa.Table) -> list[Figure]:
-    """The figures of the implicit reward, from the columns of `measured`."""
+    """The figures of the implicit reward, from the columns of `measured`: `whole`, and those of their parts."""
+    margin, chosen, rejected = (pairs[name].to_numpy() for name in ("margin", "chosen_tokens", "rejected_tokens"))
+    right, difference = half_ties(margin), chosen.astype(np.int64) - rejected
+
+    def of(name: str, rows: np.ndarray) -> Figure:
+        return mean_figure(f"accuracy/source/{name}", right[rows], f"pairs of {name}; a tie is half right")
+
+    return [
+        *whole(pairs),
+        *_bucketed("length", right, difference, lambda a, b: f"chosen less rejected from {a:.0f} to {b:.0f} tokens"),
+        *_bucketed("margin", right, np.abs(margin), lambda a, b: f"rewards that differ by {a:.3g} to {b:.3g}"),
+        *by_source(pairs, of),
+    ]
+
+
+def whole(pairs: pa.Table) -> list[Figure]:
+    """Strict, with half-ties, ties, length-matched and reweighted, of all pairs."""
     margin, chosen, rejected = (pairs[name].to_numpy() for name in ("margin", "chosen_tokens", "rejected_tokens"))
     right, difference = half_ties(margin), chosen.astype(np.int64) - rejected
     bucket = buckets(np.abs(difference))
@@ -138,11 +154,6 @@ def implicit(pairs: pa.Table) -> list[Figure]:
             len(right),
             f"pairs weighed as if the longer completion were chosen as often as the shorter one{told}",
             drawn if np.isfinite(even) else None,
-        ),
-        *_bucketed("length", right, difference, lambda a, b: f"chosen less rejected from {a:.0f} to {b:.0f} tokens"),
-        *_bucketed("margin", right, np.abs(margin), lambda a, b: f"rewards that differ by {a:.3g} to {b:.3g}"),
-        *by_source(
-            pairs, lambda name, rows: mean_figure(f"accuracy/source/{name}", right[rows], f"pairs of {name}{told}")
         ),
     ]
 
@@ -168,20 +179,20 @@ def findings(shelf: Shelf) -> list[Finding]:
     if shelf.kind != "pairs" or not shelf.compared:
         return []
     pairs = measured(shelf)
-    known = {figure.name: figure for figure in implicit(pairs)}
+    known = {figure.name: figure for figure in whole(pairs)}
     return [each for each in (_contrary(known, pairs), _tied(known), _lengths(known)) if each]
 
 
 def _contrary(known: Mapping[str, Figure], pairs: pa.Table) -> Finding | None:
-    whole = known["accuracy/half_ties"]
-    if whole.interval is None or whole.interval[1] >= 0.5:
+    every = known["accuracy/half_ties"]
+    if every.interval is None or every.interval[1] >= 0.5:
         return None
     margin = pairs["margin"].to_numpy()
     worst = pairs["record"].to_numpy()[np.argsort(margin, kind="stable")[:WORST]]
     return Finding(
         "accuracy/contrary",
         "act",
-        f"the reward prefers the rejected completion: {_told(whole)} of {whole.of} pairs are right",
+        f"the reward prefers the rejected completion: {_told(every)} of {every.of} pairs are right",
         "see whether chosen and rejected, or policy and reference, are swapped",
         worst.tolist(),
     )
@@ -198,13 +209,13 @@ def _tied(known: Mapping[str, Figure]) -> Finding | None:
 
 
 def _lengths(known: Mapping[str, Figure]) -> Finding | None:
-    whole, even = known["accuracy/half_ties"], known["accuracy/length_reweighted"]
-    if whole.interval is None or even.interval is None or not even.interval[1] < whole.interval[0]:
+    every, even = known["accuracy/half_ties"], known["accuracy/length_reweighted"]
+    if every.interval is None or even.interval is None or not even.interval[1] < every.interval[0]:
         return None
     return Finding(
         "accuracy/length",
         "watch",
-        f"{_told(whole)} of the pairs are right, but {_told(even)} if the longer completion were not the likelier choice",
+        f"{_told(every)} of the pairs are right, but {_told(even)} if the longer completion were not the likelier choice",
         "the reward goes by length: normalise by it (simpo, or ld_alpha), or balance the data's lengths",
     )
 
