@@ -6,10 +6,13 @@ import pytest
 import torch
 from torch import Tensor
 
+import softq.inspection.pieces as pieces_module
+import softq.mdp.reading as reading_module
 from softq.inspection.columns import PAIRS, TOKENS, TOP
 from softq.inspection.pieces import Pieces
 from softq.inspection.tables import ches, completion_table, pair_table, readouts, shared, token_table
 from softq.lm.score import score
+from softq.mdp.reading import reading_of
 from softq.records import Tokens
 from softq.verify.tables import rows, some_models
 
@@ -128,6 +131,24 @@ def test_pieces_join_what_makes_one_character() -> None:
 def test_a_tokenizer_that_writes_the_first_token_of_a_text_otherwise() -> None:
     pieces = Pieces(lambda ids: " ".join(WORDS[n] for n in ids))
     assert pieces.of(0, [1, 2]) == [" b", " c"]
+
+
+def test_pieces_forget_before_they_grow_and_say_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pieces_module, "KEPT", 2)
+    pieces = Pieces(lambda ids: " ".join(WORDS[n] for n in ids))
+    assert [pieces.alone(0, n) for n in (1, 2, 3, 1)] == [" b", " c", " .", " b"]
+    assert len(pieces._known) <= 2
+
+
+def test_a_reading_in_blocks_is_the_whole_reading_to_the_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    of = {
+        name: torch.randn(7, 11, generator=torch.Generator().manual_seed(n)) for n, name in enumerate(("policy", "ref"))
+    }
+    action, fn = torch.arange(7), reading_of(TOP, True).fn
+    whole = fn(of, action)
+    monkeypatch.setattr(reading_module, "BLOCK", 23)  # two states
+    assert torch.equal(fn(of, action), whole)
+    assert fn({name: values[:0] for name, values in of.items()}, action[:0]).shape == (0, whole.shape[1])
 
 
 def test_without_a_reference_its_columns_are_absent() -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 
 LOST = "\ufffd"  # what decoders write for bytes that are no character yet
+KEPT = 2**18  # texts that are remembered: what is known of them must not grow with the data
 LONGEST = 8  # tokens that may make one character before what they are is taken for damaged bytes
 
 
@@ -16,6 +17,7 @@ class Pieces:
     def __init__(self, decode: Callable[[Sequence[int]], str]) -> None:
         self.decode = decode
         self._known: dict[tuple[int, ...], str] = {}
+        self._heads: dict[int, str] = {}  # of a token alone: a vocabulary at most
 
     def of(self, before: int, ids: Sequence[int]) -> list[str]:
         """The piece of each of `ids`, which follow the token `before`."""
@@ -34,7 +36,12 @@ class Pieces:
         return self._behind(before, (token,))
 
     def _behind(self, before: int, ids: tuple[int, ...]) -> str:
-        if (before, *ids) not in self._known:
-            whole, head = self.decode((before, *ids)), self.decode((before,))
-            self._known[before, *ids] = whole[len(head) :] if whole.startswith(head) else self.decode(ids)
-        return self._known[before, *ids]
+        found = self._known.get((before, *ids))
+        if found is None:
+            if before not in self._heads:
+                self._heads[before] = self.decode((before,))
+            if len(self._known) >= KEPT:
+                self._known.clear()
+            whole, head = self.decode((before, *ids)), self._heads[before]
+            found = self._known[before, *ids] = whole[len(head) :] if whole.startswith(head) else self.decode(ids)
+        return found

@@ -10,6 +10,8 @@ from softq.records import Readout
 
 ALONE: tuple[str, ...] = ("entropy", "rank", "best")
 COMPARED: tuple[str, ...] = (*ALONE, "ref_entropy", "kl", "kl_from_ref")
+BLOCK = 2**18
+"""Logits of a model that a processor reads at once: what is made of them on the way stays in its cache."""
 
 
 @cache
@@ -19,7 +21,7 @@ def reading_of(top: int, compared: bool) -> Readout:
     One log-softmax a model serves them all. Token ids are exact in float32 below 2^24.
     """
 
-    def fn(models: Mapping[str, Tensor], action: Tensor) -> Tensor:
+    def block(models: Mapping[str, Tensor], action: Tensor) -> Tensor:
         logp = models["policy"].log_softmax(-1)
         taken = logp.gather(-1, action[:, None])
         best, token = logp.topk(min(top, logp.shape[-1]), -1)
@@ -33,6 +35,12 @@ def reading_of(top: int, compared: bool) -> Readout:
             lists.append(ref_logp.gather(-1, token))
         stacked = torch.stack([number.to(logp.dtype) for number in numbers], -1)
         return torch.cat([stacked, *(part.to(logp.dtype) for part in lists)], -1)
+
+    def fn(models: Mapping[str, Tensor], action: Tensor) -> Tensor:
+        states, vocabulary = models["policy"].shape
+        step = max(1, BLOCK // vocabulary) if action.device.type == "cpu" else max(1, states)
+        parts = [slice(start, start + step) for start in range(0, states, step)] or [slice(0)]
+        return torch.cat([block({name: of[part] for name, of in models.items()}, action[part]) for part in parts])
 
     return Readout("reading", ("policy", "ref") if compared else ("policy",), "logits", fn)
 
