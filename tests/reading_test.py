@@ -1,6 +1,7 @@
 """softq score: tables that hold what training logs, made once, whole or not at all, by one process or several."""
 
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -65,7 +66,7 @@ def test_texts_are_the_files(trained: Path, pairs_file: Path, tmp_path: Path) ->
         assert pair["rejected_text"] == row["rejected"]
 
 
-def test_a_scoring_that_was_stopped_goes_on_and_two_processes_make_the_same(
+def test_a_scoring_that_was_stopped_goes_on_to_the_same_tables(
     trained: Path, pairs_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(scoring, "PART", 3)
@@ -133,6 +134,15 @@ def test_a_foreign_policy_is_compared_with_nothing_unless_told(
     assert not shelf.compared
     assert "margin" not in shelf.table("pairs").column_names
     assert AutoTokenizer.from_pretrained(foreign).eos_token == "<eos>"
+
+
+def test_a_uniform_reference_has_no_states_to_compare(trained: Path, pairs_file: Path, tmp_path: Path) -> None:
+    told(Asked(str(trained), (str(pairs_file),), tmp_path / "out", reference="uniform"))
+    pairs = Shelf(tmp_path / "out").table("pairs")
+    assert pairs["ches"].null_count == pairs.num_rows
+    tokens, vocabulary = pairs["chosen_tokens"].to_pylist(), AutoTokenizer.from_pretrained(trained)
+    expected = [-count * math.log(len(vocabulary)) for count in tokens]
+    assert pairs["chosen_ref_logp"].to_pylist() == pytest.approx(expected, rel=1e-6)
 
 
 def test_labels_are_rows_with_their_score(trained: Path, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from softq.inspection.pieces import Pieces
 from softq.inspection.shelf import place, put
 from softq.inspection.tables import Table, completion_of, completion_table, pair_table, readouts, token_table
 from softq.lm.load import Loaded
+from softq.lm.model import Uniform
 from softq.lm.score import score
 from softq.records import Tokens
 from softq.training.plan import shares
@@ -78,7 +79,7 @@ def tables(of: Scoring, records: Sequence[Encoded], numbers: Sequence[int], piec
     if not any(completion.action.any() for _, completion in rows):
         raise DataError(f"{records[0].where}: no completion to score; give rows that answer their prompts")
     whole = tokens_of([completion for _, completion in rows], [n for n, _ in rows])
-    needs = readouts(of.compared, hidden=of.kind == "pairs" and not own_head(of.loaded))
+    needs = readouts(of.compared, hidden=of.kind == "pairs" and not hides_states(of.loaded))
     made: list[tuple[Table, Table]] = []
     for part in shares(whole, of.tokens_per_micro)[0]:
         tokens = taken(whole, part)
@@ -99,9 +100,9 @@ def pieces_of(tokenizer: PreTrainedTokenizerBase) -> Pieces:
     return Pieces(lambda ids: str(tokenizer.decode(list(ids), clean_up_tokenization_spaces=False)))
 
 
-def own_head(loaded: Loaded) -> bool:
-    """Whether a model that is read runs its own head, so that its states are not to be seen."""
-    return any(getattr(model, "own_head", False) for model in loaded.models.values())
+def hides_states(loaded: Loaded) -> bool:
+    """Whether a model that is read has no states to be seen: it runs its own head, or is uniform."""
+    return any(isinstance(model, Uniform) or getattr(model, "own_head", False) for model in loaded.models.values())
 
 
 def taken(tokens: Tokens, rows: torch.Tensor) -> Tokens:
