@@ -36,7 +36,7 @@ ENVIRONMENT = {
 TESTS = {
     "softq/mdp/": (
         "soft tabular divergence chance errata golden unified fixed_points sharp contract token_level distillation",
-        "loop measure examples",
+        "inspection_tables loop measure examples",
     ),
     "softq/objectives/": (
         "golden sharp fixed_points margins divergences lengths conformance unified errata contract sums",
