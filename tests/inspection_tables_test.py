@@ -12,7 +12,7 @@ from softq.inspection.columns import PAIRS, TOKENS, TOP
 from softq.inspection.pieces import Pieces
 from softq.inspection.tables import ches, completion_table, pair_table, readouts, shared, token_table
 from softq.lm.score import score
-from softq.mdp.reading import reading_of
+from softq.mdp.reading import hidden_of, reading_of
 from softq.records import Tokens
 from softq.verify.tables import rows, some_models
 
@@ -146,8 +146,9 @@ def test_a_reading_in_blocks_is_the_whole_reading_to_the_bit(monkeypatch: pytest
     }
     action, fn = torch.arange(7), reading_of(TOP, True).fn
     whole = fn(of, action)
-    monkeypatch.setattr(reading_module, "BLOCK", 23)  # two states
-    assert torch.equal(fn(of, action), whole)
+    for numbers in (23, 5):  # two states, and less than one
+        monkeypatch.setattr(reading_module, "BLOCK", numbers)
+        assert torch.equal(fn(of, action), whole)
     assert fn({name: values[:0] for name, values in of.items()}, action[:0]).shape == (0, whole.shape[1])
 
 
@@ -160,3 +161,18 @@ def test_without_a_reference_its_columns_are_absent() -> None:
     pairs = pair_table(completion_table(scored, tokens, PIECES, 1.0), scored, tokens)
     assert "margin" not in pairs
     assert all(math.isnan(value) for value in pairs["ches"])
+
+
+def test_a_reading_keeps_the_best_tokens_and_no_more() -> None:
+    logits = torch.tensor([[0.0, 3.0, 1.0, 2.0, -1.0]])
+    read = reading_of(2, False).fn({"policy": logits}, torch.tensor([2]))
+    logp = logits.log_softmax(-1)[0]
+    expected = [-(logp.exp() * logp).sum(), 2.0, logp[1], 1.0, 3.0, logp[1], logp[3]]
+    assert read.tolist() == [pytest.approx([float(value) for value in expected])]
+
+
+def test_a_state_is_read_as_it_is_at_least_in_float32() -> None:
+    states = torch.tensor([[1.5, -2.0]], dtype=torch.bfloat16)
+    read = hidden_of("policy").fn({"policy": states}, torch.tensor([0]))
+    assert read.dtype == torch.float32
+    assert read.tolist() == [[1.5, -2.0]]

@@ -38,7 +38,7 @@ def reading_of(top: int, compared: bool) -> Readout:
 
     def fn(models: Mapping[str, Tensor], action: Tensor) -> Tensor:
         states, vocabulary = models["policy"].shape
-        step = max(1, BLOCK // vocabulary) if action.device.type == "cpu" else max(1, states)
+        step = max(1, BLOCK // vocabulary if action.device.type == "cpu" else states)
         parts = [slice(start, start + step) for start in range(0, states, step)] or [slice(0)]
         return torch.cat([block({name: of[part] for name, of in models.items()}, action[part]) for part in parts])
 
