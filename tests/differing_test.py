@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from softq.data.differing import differing
 from softq.data.encode import Completion, Encoded
 from softq.objectives import METHODS
-from softq.training.differing import differing
 from softq.training.source import batch_of
 
 

@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from softq.data.differing import differing
 from softq.data.encode import Completion, Encoded
 from softq.data.store import Records
 from softq.lm.score import Models
 from softq.records import COLUMNS, Batch, Labels, Method, Pairs, Tokens
-from softq.training.differing import differing
 
 Source = Callable[[Models], Iterator[Batch]]
 
