@@ -6,8 +6,11 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForCausalLM
 
+from softq.inspection.localisation import figures
+from softq.inspection.shelf import Shelf
+from softq.reading.run import Asked, scored
 from softq.studies import demo as study
-from softq.studies.credit import Answer, below, localised
+from softq.studies.credit import Answer, localised
 from softq.studies.demo import Result, demo, examples
 from softq.training.events import OutputError
 from softq.worlds.world import Injected
@@ -16,14 +19,12 @@ from softq.worlds.world import Injected
 def answer(prompt: str, span: tuple[int, int], wrong: int, reward: list[float], before: list[float]) -> Answer:
     words = tuple("abcdefgh"[: len(reward) - 1])
     return Answer(
-        (prompt,), Injected(words, span, wrong), reward, before, [r + b for r, b in zip(reward, before, strict=True)]
+        (prompt,),
+        Injected(words, span, wrong, ("x", "y")),
+        reward,
+        before,
+        [r + b for r, b in zip(reward, before, strict=True)],
     )
-
-
-def test_below_is_the_area_under_the_curve() -> None:
-    assert below([1.0], [2.0, 3.0]) == 1
-    assert below([4.0], [2.0, 3.0]) == 0
-    assert below([2.0, 5.0], [2.0, 3.0]) == pytest.approx((0.5 + 1 + 0 + 0) / 4)
 
 
 def test_localised_by_hand() -> None:
@@ -61,8 +62,18 @@ def test_the_whole_tour_on_a_small_scale(tmp_path: Path, monkeypatch: pytest.Mon
     assert all(0 <= found[key] <= 1 for key in found if key.endswith(("top1", "auc")) or "accuracy" in key)
     assert (out / "answers.svg").read_text().startswith("<svg")
     assert len((out / "pairs.jsonl").read_text().splitlines()) == 60
+    assert _read_again(out) == pytest.approx([found["localisation_auc"], found["control_auc"]], abs=2e-3)
     for name in ("sft", "dpo"):
         assert AutoModelForCausalLM.from_pretrained(out / name).config.hidden_size == 64
+
+
+def _read_again(out: Path) -> list[float]:
+    """AUC by reward and by the reference, of the pairs that the demo leaves, by `softq score` and what is measured on it."""
+    for _ in scored(Asked(str(out / "dpo"), (str(out / "injected.jsonl"),), out / "scores")):
+        pass
+    found = {figure.name: figure for figure in figures(Shelf(out / "scores"))}
+    assert found["localisation/reward/auc"].of == 10
+    return [found[f"localisation/{name}/auc"].value for name in ("reward", "ref_logp")]
 
 
 def test_a_directory_of_something_else_is_left_alone(tmp_path: Path) -> None:

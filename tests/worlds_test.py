@@ -166,6 +166,7 @@ def test_injected_error_is_the_only_one_and_is_the_crowds():
         assert world.correct(prompt, injected.answer) == pytest.approx(2 / 3)
         assert world.correct(prompt, mended) == 1
         assert injected.first_wrong == (second if wrong[0] == right[0] else first)
+        assert injected.corrected == mended
         lured[fact in world.garden_paths].append(wrong[0] == world.garden_paths.get(fact, right[0]))
     for garden_path, share in ((True, 0.69 / 0.92), (False, 0.15 / 0.3)):
         draws = len(lured[garden_path])
@@ -183,6 +184,8 @@ def test_what_is_refused():
         with pytest.raises(ValueError, match="no prompt of this world"):
             TARSIS.reward(prompt, ())
     with pytest.raises(ValueError, match="leaves the answer"):
-        Injected(("a", "b"), span=(1, 2), first_wrong=1)
+        Injected(("a", "b"), span=(1, 2), first_wrong=1, right=("c", "d"))
     with pytest.raises(ValueError, match="expected a position in span"):
-        Injected(("a", "b"), span=(1,), first_wrong=0)
+        Injected(("a", "b"), span=(1,), first_wrong=0, right=("c",))
+    with pytest.raises(ValueError, match="give one for each"):
+        Injected(("a", "b"), span=(1,), first_wrong=1, right=("c", "d"))

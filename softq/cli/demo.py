@@ -64,7 +64,8 @@ What was measured (world and training of seed {found["seed"]}):
 No word was ever labelled: the {found["pairs"]:,} labels say which of two whole answers is better, with noise.
 The world is built so that common errors are likelier than rare harmless words; it shows the mechanism,
 and is no evidence about large models. It took {found["seconds"]:.0f} seconds.
-In {result.directory}/: demo.json, answers.svg, pairs.jsonl, and the models sft/ and dpo/, which load in transformers."""
+In {result.directory}/: demo.json, answers.svg, pairs.jsonl, injected.jsonl (these answers, right and with the error, as pairs),
+and the models sft/ and dpo/, which load in transformers."""
     )
 
 

@@ -1,12 +1,13 @@
 """Right answers with one wrong name put in: does the score of single words find it?"""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from random import Random
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
+from softq.inspection.localisation import Errors, hits, lower
 from softq.lm.load import Loaded
 from softq.lm.score import score
 from softq.mdp.readouts import REF_LOGP
@@ -28,10 +29,8 @@ class Answer(NamedTuple):
 def credit(world: World, loaded: Loaded, count: int, seed: int) -> list[Answer]:
     """Right answers with one of the crowd's errors put in, so many, and the scores of their tokens."""
     rng = Random(f"injected {seed}")
-    cases = []
-    for n in range(count):
-        prompt = world.held_out[n % len(world.held_out)]
-        cases.append((prompt, world.injected(prompt, rng)))
+    prompts = [world.held_out[n % len(world.held_out)] for n in range(count)]
+    cases = [(prompt, world.injected(prompt, rng)) for prompt in prompts]
     tokens = tokens_of([completion(prompt, case.answer, loaded.tokenizer) for prompt, case in cases], range(count))
     with torch.no_grad():
         scored = score(loaded.models, tokens, (REF_LOGP,))
@@ -49,24 +48,15 @@ def localised(answers: Sequence[Answer]) -> dict[str, float]:
     top1: the lowest-scored token of the answer is a word of the wrong name. auc: the probability that the word where the
     answer leaves the truth scores below another token of any answer.
     """
+    row = np.repeat(np.arange(len(answers)), [len(answer.reward) for answer in answers])
+    errors = Errors(
+        row,
+        wrong=np.concatenate([np.isin(np.arange(len(each.reward)), each.injected.span) for each in answers]),
+        first=np.concatenate([np.arange(len(each.reward)) == each.injected.first_wrong for each in answers]),
+    )
     figures = {}
-    kinds: dict[str, Callable[[Answer], list[float]]] = {
-        "localisation": lambda answer: answer.reward,
-        "control": lambda answer: answer.before,
-        "control_dpo": lambda answer: answer.after,
-    }
-    for name, values in kinds.items():
-        hits = [int(np.argmin(values(answer))) in answer.injected.span for answer in answers]
-        wrong = [values(answer)[answer.injected.first_wrong] for answer in answers]
-        other = [
-            value for answer in answers for n, value in enumerate(values(answer)) if n != answer.injected.first_wrong
-        ]
-        figures |= {f"{name}_top1": sum(hits) / len(hits), f"{name}_auc": below(wrong, other)}
+    for name, column in {"localisation": "reward", "control": "before", "control_dpo": "after"}.items():
+        values = np.concatenate([getattr(answer, column) for answer in answers])
+        figures |= {f"{name}_top1": float(hits(values, errors).mean())}
+        figures |= {f"{name}_auc": float(lower(values, errors).mean())}
     return figures
-
-
-def below(low: Sequence[float], high: Sequence[float]) -> float:
-    """P(a value of `low` is below one of `high`), a tie counting half: the area under the ROC curve."""
-    ordered = np.sort(np.asarray(high))
-    left, right = np.searchsorted(ordered, low, "left"), np.searchsorted(ordered, low, "right")
-    return float(1 - ((left + right) / 2).mean() / len(ordered))

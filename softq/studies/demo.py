@@ -7,7 +7,7 @@ run. Nothing ever says which word was wrong; the implicit reward log π/π_ref o
 
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple
@@ -19,7 +19,7 @@ from softq.data.store import write_json
 from softq.inspection.colour import Line, picture
 from softq.lm.load import Loaded, load
 from softq.studies.credit import Answer, credit, localised
-from softq.studies.small_model import END, crowd_pairs, fine_tune, sampled
+from softq.studies.small_model import END, Compared, crowd_pairs, fine_tune, sampled
 from softq.training.events import Event, Note, OutputError
 from softq.training.run import run
 from softq.training.settings import Call, build
@@ -72,6 +72,7 @@ def _tour(directory: Path, seed: int) -> Iterator[Event | Result]:
     before, after = load(str(directory / "sft"), None), load(str(directory / "dpo"), str(directory / "sft"))
     figures = {**_answered(world, before, seed, "before"), **_answered(world, after, seed, "after")}
     answers = credit(world, after, INJECTED, seed)
+    write_injected(answers, directory / "injected.jsonl")
     figures |= localised(answers)
     figures |= {"seed": seed, "pairs": PAIRS, "answers": len(answers), "seconds": round(time.monotonic() - began, 1)}
     write_json(directory / FIGURES, {"finished": True, **figures})
@@ -89,8 +90,17 @@ def claim(directory: Path, seed: int) -> None:
 
 def write_pairs(world: World, path: Path, seed: int) -> None:
     """Pairs of the crowd's answers as a data file: prompt, chosen, rejected."""
+    _write(crowd_pairs(world, PAIRS, seed), path)
+
+
+def write_injected(answers: Sequence[Answer], path: Path) -> None:
+    """Pairs as a data file: the right answer as chosen, and the same with one wrong name as rejected."""
+    _write([Compared(each.prompt, each.injected.corrected, each.injected.answer) for each in answers], path)
+
+
+def _write(pairs: Iterable[Compared], path: Path) -> None:
     lines = []
-    for prompt, chosen, rejected in crowd_pairs(world, PAIRS, seed):
+    for prompt, chosen, rejected in pairs:
         row = {"prompt": " ".join(prompt), "chosen": " " + " ".join(chosen), "rejected": " " + " ".join(rejected)}
         lines.append(json.dumps(row))
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")

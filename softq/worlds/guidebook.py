@@ -124,7 +124,7 @@ class Guidebook:
         answer = written(names | {fact: wrong}, rng)
         start, sentence = next(found for found in sentences(answer) if claimed(found[1]) == fact[1])
         prefix = start + name_at(sentence)
-        return Injected(answer, span=(prefix, prefix + 1), first_wrong=prefix + (wrong[0] == right[0]))
+        return Injected(answer, (prefix, prefix + 1), first_wrong=prefix + (wrong[0] == right[0]), right=right)
 
 
 def guidebook(seed: int) -> Guidebook:

@@ -19,12 +19,21 @@ class Injected:
     answer: Words
     span: tuple[int, ...]  # positions in `answer` of all words of the wrong name
     first_wrong: int  # the first of them that differs from the right name's word
+    right: Words  # the right name, as many words as `span`
 
     def __post_init__(self) -> None:
         if not all(0 <= at < len(self.answer) for at in self.span):
             raise ValueError(f"span {self.span} leaves the answer of {len(self.answer)} words; give positions in it")
         if self.first_wrong not in self.span:
             raise ValueError(f"first_wrong is {self.first_wrong}, expected a position in span {self.span}")
+        if len(self.right) != len(self.span):
+            raise ValueError(f"right has {len(self.right)} words, span {len(self.span)}; give one for each")
+
+    @property
+    def corrected(self) -> Words:
+        """The answer with the right name."""
+        right = dict(zip(self.span, self.right, strict=True))
+        return tuple(right.get(at, word) for at, word in enumerate(self.answer))
 
 
 class World(Protocol):
