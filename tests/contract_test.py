@@ -19,9 +19,9 @@ from softq.verify.contract import CONTRACT
 from softq.verify.examples import EXAMPLE_LAWS
 from softq.verify.law import Finding, Law, checked
 from softq.verify.line import Line
-from softq.verify.suite import METHOD_LAWS, named, stamp
+from softq.verify.suite import METHOD_LAWS, TABLE_LAWS, named, stamp
 from softq.verify.tables import rows, slope, some_models, some_step
-from softq.verify.theory import TABLES, THEORY_LAWS, Table
+from softq.verify.theory import TABLES, Table
 
 by_name = {"ids": lambda value: value if isinstance(value, str) else value.name}
 
@@ -33,7 +33,7 @@ def test_methods(name: str, law: Law[Line]) -> None:
     assert result.green, (result.finding, law.red)
 
 
-@pytest.mark.parametrize("law", THEORY_LAWS, **by_name)
+@pytest.mark.parametrize("law", TABLE_LAWS, **by_name)
 @pytest.mark.parametrize("name", TABLES)
 def test_theory(name: str, law: Law[Table]) -> None:
     (result,) = checked([law], TABLES[name], name)

@@ -31,8 +31,7 @@ from softq.verify.law import Finding, Law, Result, checked
 from softq.verify.line import Line
 from softq.verify.model import READ, on_model
 from softq.verify.model_laws import MODEL_LAWS
-from softq.verify.suite import METHOD_LAWS, examples, methods, named, one_thread, spelled, theory
-from softq.verify.theory import THEORY_LAWS
+from softq.verify.suite import METHOD_LAWS, TABLE_LAWS, examples, methods, named, one_thread, spelled, theory
 
 DESCRIPTION = (
     "Without --model: the laws of the theory on token trees small enough to enumerate, and the laws of every method on "
@@ -151,7 +150,7 @@ def _model(own: Namespace, rest: list[str], notes: list[str]) -> list[Result]:
 
 def _known(own: Namespace) -> str:
     laws: Sequence[Law] = (
-        MODEL_LAWS if own.model else METHOD_LAWS if own.method else (*THEORY_LAWS, *EXAMPLE_LAWS, *METHOD_LAWS)
+        MODEL_LAWS if own.model else METHOD_LAWS if own.method else (*TABLE_LAWS, *EXAMPLE_LAWS, *METHOD_LAWS)
     )
     names = [spelled(law.name) for law in laws]
     return f"no such law here{nearest(own.law, names)}; there are {', '.join(names)}"

@@ -34,7 +34,7 @@ class State(NamedTuple):
     text: list[str]
     policy: np.ndarray  # π of each
     reference: np.ndarray  # π_ref of each
-    advantage: np.ndarray  # A of each
+    advantage: np.ndarray  # A of each; nan where neither would ever take it
     entropy: tuple[float, float]  # nats, of the policy and of the reference
     mean: tuple[float, float]  # E_π[A] ≥ 0 and E_ref[A] ≤ 0, over the whole vocabulary
 
@@ -52,11 +52,13 @@ def state(token: Mapping[str, Any], beta: float | None) -> State:
     """The state before a token: one row of the table "tokens" of a scored data set with a reference. β None: in nats."""
     logp, ref_logp = (np.array(token[name], dtype=np.float64) for name in ("top_logp", "top_ref_logp"))
     scale = 1.0 if beta is None else beta
+    with np.errstate(invalid="ignore"):
+        advantage = scale * (logp - ref_logp)
     return State(
         list(token["top_text"]),
         np.exp(logp),
         np.exp(ref_logp),
-        scale * (logp - ref_logp),
+        advantage,
         (float(token["entropy"]), float(token["ref_entropy"])),
         (scale * float(token["kl"]), -scale * float(token["kl_from_ref"])),
     )

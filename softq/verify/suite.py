@@ -12,11 +12,15 @@ from softq.verify.end_laws import END_LAWS
 from softq.verify.examples import EXAMPLE_LAWS
 from softq.verify.law import Finding, Law, Result, checked
 from softq.verify.line import Line
+from softq.verify.reading_laws import READING_LAWS
 from softq.verify.step_laws import STEP_LAWS
-from softq.verify.theory import TABLES, THEORY_LAWS
+from softq.verify.theory import TABLES, THEORY_LAWS, Table
 
 METHOD_LAWS: tuple[Law[Line], ...] = (*STEP_LAWS, *END_LAWS)
 """Every law of a method on tables."""
+
+TABLE_LAWS: tuple[Law[Table], ...] = (*THEORY_LAWS, *READING_LAWS)
+"""Every law of the theory, and of what is read of a policy, on tables."""
 
 Some = TypeVar("Some", bound=Law[Any])
 
@@ -24,7 +28,7 @@ Some = TypeVar("Some", bound=Law[Any])
 def theory(law: str | None = None) -> Iterator[Result]:
     """The laws of the theory on every table; or one of them."""
     for name, table in TABLES.items():
-        yield from checked(named(THEORY_LAWS, law), table, name)
+        yield from checked(named(TABLE_LAWS, law), table, name)
 
 
 def examples(law: str | None = None) -> Iterator[Result]:
