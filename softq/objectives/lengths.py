@@ -26,7 +26,6 @@ def dpo_norm(*, beta: float = 5.0) -> Method:
 
     Choose it: where dpo grows longer answers than its data has, and lengths within a pair differ much.
     """
-    positive("beta", beta)
 
     def link(margin: Tensor) -> Tensor:
         return logistic(beta * margin)

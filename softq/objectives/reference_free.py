@@ -115,7 +115,6 @@ def cpo(*, beta: float = 0.1, alpha: float = 1.0) -> Method:
     Choose it: for tasks where the chosen answer is close to the only right one, such as translation, and a reference is too
     dear.
     """
-    positive("beta", beta)
     not_negative("alpha", alpha)
     return weighted_sum([(gamma_dpo(beta=beta, gamma=0.0), 1.0), (sft(), alpha)])
 
@@ -133,7 +132,6 @@ def orpo(*, beta: float = 0.1) -> Method:
     `rewards/*` are λ LP/|y|.
     Choose it: to go from a base model to a preferred one in a single stage, without a reference.
     """
-    positive("beta", beta)
 
     def log_odds(scored: Scored, batch: Batch) -> Tensor:
         mean = masked.mean(scored["logp"], batch.tokens.action, -1).clamp(max=CERTAIN)
