@@ -10,6 +10,7 @@ from softq.cli.parser import Parser
 from softq.cli.printable import printable
 from softq.lm.layouts import LAYOUTS
 from softq.lm.load import DTYPES
+from softq.reading.cross_fit import Fold
 from softq.reading.run import Asked, Part, scored
 from softq.training import ranks
 from softq.training.events import Note
@@ -30,6 +31,7 @@ def run(words: list[str]) -> int:
             "data": tuple(options["data"]),
             "output": Path(options["output"]),
             "rename": tuple(options["rename"]),
+            "fit": tuple(options["fit"]),
         }
     )
     console = Console(stderr=True, highlight=False)
@@ -38,6 +40,8 @@ def run(words: list[str]) -> int:
             print(printable(event.text))
         if isinstance(event, Part) and ranks.first():
             console.print(f"{event.done:,} of {event.of:,} records scored")
+        if isinstance(event, Fold) and ranks.first():
+            console.print(f"fold {event.done} of {event.of}: {event.agreed:,} of {event.pairs:,} labels agreed with")
     if ranks.first():
         print(f"written to {asked.output}")
     ranks.leave()
@@ -74,6 +78,15 @@ OPTIONS: Mapping[str, tuple[str, dict[str, Any]]] = {
     "--dtype": ("of the weights [float32]", {"choices": [*DTYPES], "default": "float32"}),
     "--layout": ("how rows run [auto]", {"choices": ["auto", *LAYOUTS], "default": "auto"}),
     "--tokens-per-micro": ("states that are scored at once", {"metavar": "INT", "type": int}),
+    "--cross-fit": (
+        "judge each label by dpo trained without its prompt, in so many folds, and tell which labels are likely wrong",
+        {"metavar": "K", "type": int, "default": 0},
+    ),
+    "--fit": (
+        "settings of those trainings, as softq train dpo has them, such as learning_rate=5e-6; default: those of the run that "
+        "made the policy, if it was dpo",
+        {"metavar": "NAME=VALUE", "nargs": "+", "default": ()},
+    ),
     "--overwrite": ("replace scores of something else that are there", {"action": "store_true"}),
     "--trust-remote-code": ("run code that a model repository brings", {"action": "store_true"}),
 }

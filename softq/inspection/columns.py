@@ -1,7 +1,8 @@
 """The columns of a scored data set: what `softq score` writes, and everything in this folder reads.
 
-Three tables. `pairs` has a row a pair, or `rows` a row a completion where the data is not pairs; `tokens` has a row a token that
+`pairs` has a row a pair, or `rows` a row a completion where the data is not pairs; `tokens` has a row a token that
 the policy chose, in the order of record, completion and position. Columns that need a reference are absent without one.
+`noise` has a row a pair where labels were cross-fitted.
 """
 
 from collections.abc import Mapping
@@ -90,7 +91,16 @@ PAIRS: Mapping[str, Column] = {
     "ln_ches": Column(SUM, "", "the same of means: ⟨h̄_w, h̄_l⟩ - ‖h̄_w‖²"),
 }
 
-TABLES: Mapping[str, Mapping[str, Column]] = {"pairs": PAIRS, "rows": ROWS, "tokens": TOKENS}
+NOISE: Mapping[str, Column] = {
+    "record": RECORD["record"],
+    "fold": Column(
+        pa.int16(), "number", "the pairs that were left out together: all pairs of a prompt are in one fold"
+    ),
+    "margin": Column(SUM, "reward", "reward of the chosen one less the rejected one's, by dpo on the other folds"),
+    "wrong": Column(SUM, "share", "the probability that the label is wrong"),
+}
+
+TABLES: Mapping[str, Mapping[str, Column]] = {"pairs": PAIRS, "rows": ROWS, "tokens": TOKENS, "noise": NOISE}
 
 
 def schema(table: str, compared: bool) -> pa.Schema:

@@ -39,7 +39,7 @@ def choice(policy: str, reference: str | None, beta: float | None) -> Choice:
     """
     if beta is not None and not 0 < beta < math.inf:
         raise ValueError(f"--beta {beta:g}: expected a number above 0, reward per nat")
-    run = _run(policy)
+    run = run_of(policy)
     notes = []
     if beta is None and run is not None and run.beta is not None:
         beta = run.beta
@@ -57,7 +57,8 @@ def choice(policy: str, reference: str | None, beta: float | None) -> Choice:
     return Choice(None, beta, (*notes, f"no reference: what compares with one is left out{told}"))
 
 
-def _run(policy: str) -> Run | None:
+def run_of(policy: str) -> Run | None:
+    """The run of ours that made a policy; None for any other."""
     try:
         return run_at(Path(policy))
     except (NotARun, OSError):

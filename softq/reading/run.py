@@ -5,6 +5,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from transformers import PreTrainedTokenizerBase
+
 from softq.data.formats import renames
 from softq.data.read import Dataset, cache_directory, read
 from softq.data.store import write_json
@@ -14,6 +16,7 @@ from softq.lm.load import Loaded, load
 from softq.lm.reference import fingerprint
 from softq.lm.tokenizer import load_tokenizer
 from softq.reading.choice import Choice, choice
+from softq.reading.cross_fit import CrossFit, Fold, check_data, check_same, cross_fit, crossed, described, removed
 from softq.reading.ledger import write_ledger
 from softq.reading.score import PART, Scoring, missing, scored_parts
 from softq.training import ranks
@@ -41,6 +44,8 @@ class Asked(NamedTuple):
     tokens_per_micro: int | None = None
     overwrite: bool = False
     trust_remote_code: bool = False
+    cross_fit: int = 0  # folds; 0: labels are not cross-fitted
+    fit: tuple[str, ...] = ()  # NAME=VALUE, of its trainings
 
 
 class Part(NamedTuple):
@@ -51,8 +56,8 @@ class Part(NamedTuple):
     of: int  # all that were missing when it began, of all processes
 
 
-def scored(asked: Asked) -> Iterator[Note | Part]:
-    """Read, load, score what is not scored yet, and write; events on the way.
+def scored(asked: Asked) -> Iterator[Note | Part | Fold]:
+    """Read, load, score what is not scored yet, cross-fit if asked to, and write; events on the way.
 
     OutputError where the directory holds something else, ValueError for wrong settings, DataError for bad data. Of several
     processes (torchrun) each scores its share of the parts.
@@ -63,8 +68,11 @@ def scored(asked: Asked) -> Iterator[Note | Part]:
     device = str(ranks.join(bf16=False).device)
     chosen = choice(asked.policy, asked.reference, asked.beta)
     yield from map(Note, chosen.notes)
+    fit = _cross_fit(asked, chosen)
     _claim(asked)
     data, loaded = _opened(asked, chosen, device)
+    if fit is not None:
+        check_data(fit, data)
     yield from map(Note, (*data.ledger.lines(), *loaded.notes))
     budget = asked.tokens_per_micro or default_budget(loaded.models)
     of = Scoring(asked.output, data, loaded, 1.0 if chosen.beta is None else chosen.beta, budget)
@@ -86,6 +94,37 @@ def scored(asked: Asked) -> Iterator[Note | Part]:
     ranks.wait()
     if ranks.first():
         write_json(asked.output / FACTS, {**said, "finished": True})
+    if fit is not None:
+        tokenizer, mark = (
+            loaded.tokenizer,
+            said["policy" if fit.settings.model == asked.policy else "reference"]["fingerprint"],
+        )
+        del of, loaded  # to make room for what is trained
+        yield from _crossed(asked, fit, data, tokenizer, mark)
+
+
+def _cross_fit(asked: Asked, chosen: Choice) -> CrossFit | None:
+    """What is to be trained, if anything."""
+    if not asked.cross_fit:
+        if asked.fit:
+            raise ValueError(f"--fit {asked.fit[0]}: read with --cross-fit only")
+        return None
+    run = {"data": ["-"], "output": "-", "max_length": asked.max_length, "layout": asked.layout}
+    if asked.tokens_per_micro:
+        run["tokens_per_micro"] = asked.tokens_per_micro
+    return cross_fit(asked.policy, chosen, asked.cross_fit, asked.fit, run, trust_remote_code=asked.trust_remote_code)
+
+
+def _crossed(
+    asked: Asked, fit: CrossFit, data: Dataset, tokenizer: PreTrainedTokenizerBase, mark: str
+) -> Iterator[Note | Fold]:
+    """The cross-fit, if it is not there already."""
+    said = described(fit, data, mark)
+    if check_same(asked.output, said, overwrite=asked.overwrite):
+        yield Note("labels were cross-fitted before")
+        return
+    yield Note(fit.line())
+    yield from crossed(asked.output, fit, data, tokenizer, said)
 
 
 def _opened(asked: Asked, chosen: Choice, device: str) -> tuple[Dataset, Loaded]:
@@ -147,6 +186,7 @@ def _check_same(asked: Asked, said: Mapping[str, Any]) -> None:
         for table in ("pairs", "rows", "tokens"):
             for part in range(before.get("parts", 0)):
                 place(asked.output, table, part).unlink(missing_ok=True)
+        removed(asked.output)
     ranks.wait()
 
 
