@@ -86,8 +86,8 @@ def facts_at(directory: Path) -> Mapping[str, Any] | None:
 
 
 def ranked(shelf: Shelf) -> pa.Table:
-    """Every pair, the likeliest wrong label first: record, where, margin, wrong, suspected and, with a reference, `reference`, what it
-    prefers. Needs a cross-fit."""
+    """Every pair, the likeliest wrong label first: record, where, margin, wrong, suspected and, with a reference, `reference`, what
+    it prefers. Needs a cross-fit."""
     noise = shelf.table("noise")
     table = pa.table({name: noise[name] for name in ("record", "margin", "wrong")})
     table = table.append_column("where", shelf.table("pairs", ["where"])["where"])
@@ -128,14 +128,18 @@ def _fitted(shelf: Shelf, said: Mapping[str, Any]) -> list[Figure]:
         said["rate"],
         "share",
         len(margin),
-        "labels that are wrong whatever the pair, by maximum likelihood of margins from cross-fitting",
+        "labels that are wrong, by maximum likelihood of cross-fitted margins; what the policies have learned wrongly counts too",
         (said["rate_low"], said["rate_high"]),
     )
     return [
         rate,
         mean_figure("noise/suspected", found, "pairs whose label is likelier wrong than right"),
         Figure(
-            "noise/sure", sure, "share", int(found.sum()), "of the suspected labels are wrong, by the estimate itself"
+            "noise/sure",
+            sure,
+            "share",
+            int(found.sum()),
+            "of the suspected labels are wrong by the estimate itself, which takes the policies' sureness at its word",
         ),
         mean_figure(
             "noise/accuracy",
@@ -162,7 +166,8 @@ def findings(shelf: Shelf) -> list[Finding]:
     _, low, _ = share(float(half_ties(margin).sum()), len(margin))
     rate = f"{said['rate']:.1%} ({said['rate_low']:.1%} to {said['rate_high']:.1%})"
     if low <= 0.5 or said["rate_high"] - said["rate_low"] > LOOSE:
-        told = f"cross-fitted policies agree with {half_ties(margin).mean():.1%} of {len(margin)} labels: wrong ones can not be told"
+        agreed = f"{half_ties(margin).mean():.1%} of {len(margin)} labels"
+        told = f"cross-fitted policies agree with {agreed}: which ones are wrong can not be told from them"
         act = "train them longer or faster (--fit learning_rate=… num_train_epochs=…), or give more pairs"
         return [Finding("noise/unknown", "watch", told, act)]
     count = int(suspected(chance).sum())
@@ -170,8 +175,8 @@ def findings(shelf: Shelf) -> list[Finding]:
         told = f"an estimated {rate} of {len(margin)} labels are wrong; none is likelier wrong than right"
         return [Finding("noise/suspected", "expected", told)]
     told = (
-        f"an estimated {rate} of {len(margin)} labels are wrong; {count} are likelier wrong than right, and of these about "
-        f"{chance[suspected(chance)].mean():.0%} are wrong"
+        f"an estimated {rate} of {len(margin)} labels are wrong; {count} are likelier wrong than right, and of these "
+        f"{chance[suspected(chance)].mean():.0%} are wrong at best"
     )
     act = f"read the first of them; then drop or swap them, or train with dpo's label_smoothing or robust at {said['rate']:.2g}"
     return [Finding("noise/suspected", "act" if said["rate_low"] > FEW else "watch", told, act, worst[:count])]

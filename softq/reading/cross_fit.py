@@ -219,6 +219,8 @@ def _write(directory: Path, said: Mapping[str, Any], fold: np.ndarray, margin: n
         put(directory, "noise", part, {name: values[rows] for name, values in columns.items()}, compared=True)
     rate = {"rate": flips.rate, "rate_low": flips.low, "rate_high": flips.high, "scale": flips.scale}
     write_json(directory / FACTS, {**said, **rate, "finished": True})
+    for file in (directory / "noise").glob("fold-*.json"):
+        file.unlink()
 
 
 def _file(directory: Path, fold: int) -> Path:
