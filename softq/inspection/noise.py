@@ -86,8 +86,8 @@ def facts_at(directory: Path) -> Mapping[str, Any] | None:
 
 
 def ranked(shelf: Shelf) -> pa.Table:
-    """Every pair, the likeliest wrong label first: record, where, margin, wrong, suspected and, where there is a reference, what it
-    prefers. Needs a cross-fit."""
+    """Every pair, the likeliest wrong label first: record, where, margin, wrong, suspected and, where there is a reference, what
+    that prefers. Needs a cross-fit."""
     noise = shelf.table("noise")
     table = pa.table({name: noise[name] for name in ("record", "margin", "wrong")})
     table = table.append_column("where", shelf.table("pairs", ["where"])["where"])
