@@ -79,7 +79,7 @@ def test_swapped_labels_are_found(model_directory: Path, tmp_path: Path) -> None
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     told(asked(model_directory, file, tmp_path / "out", folds=3))
     shelf = Shelf(tmp_path / "out")
-    (finding,) = noise.findings(shelf)
+    finding = noise.findings(shelf)[0]
     assert (finding.name, set(finding.records)) == ("noise/suspected", swapped)
     rate = noise.facts(shelf)
     assert rate is not None

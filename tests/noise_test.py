@@ -93,10 +93,12 @@ def test_figures_and_the_finding(tmp_path: Path) -> None:
     assert known["noise/sure"].value == pytest.approx(sure)
     assert known["noise/accuracy"].value == 17 / 20
     assert known["noise/reference_disagrees"].value == 10 / 20
-    (finding,) = noise.findings(shelf)
+    finding, reference = noise.findings(shelf)
     assert (finding.level, list(finding.records)) == ("act", [7, 1])
     assert "an estimated 10.0% (5.0% to 15.0%) of 20 labels are wrong; 2 are likelier wrong than right" in finding.told
     assert "label_smoothing or robust at 0.1" in finding.act
+    assert (reference.level, list(reference.records)) == ("expected", list(range(1, 20, 2)))
+    assert "the likelier one, per token, in 10 of 20 pairs" in reference.told
 
 
 def test_the_ranking_leads_with_the_worst(tmp_path: Path) -> None:
@@ -113,7 +115,7 @@ def test_what_the_reference_prefers_is_per_token(tmp_path: Path) -> None:
 
 def test_levels(tmp_path: Path) -> None:
     def level(name: str, margin: list[float], flips: Flips) -> tuple[str, str]:
-        (finding,) = noise.findings(shelved(tmp_path / name, margin, flips))
+        finding, _ = noise.findings(shelved(tmp_path / name, margin, flips))
         return finding.name, finding.level
 
     assert level("few", MARGIN, Flips(0.1, 0.01, 0.15, 1.0)) == ("noise/suspected", "watch")
@@ -123,10 +125,12 @@ def test_levels(tmp_path: Path) -> None:
 
 
 def test_without_a_cross_fit_only_the_reference_speaks(tmp_path: Path) -> None:
-    shelf = shelf_of(tmp_path / "a", [Shelved([-1.0], [-1.0], ref=(-1.0, -2.0))])
-    assert [(figure.name, figure.value) for figure in noise.figures(shelf)] == [("noise/reference_disagrees", 0.0)]
-    assert noise.findings(shelf) == []
+    shelf = shelf_of(tmp_path / "a", [Shelved([-1.0], [-1.0], ref=(-2.0, -1.0))])
+    assert [(figure.name, figure.value) for figure in noise.figures(shelf)] == [("noise/reference_disagrees", 1.0)]
+    assert [(finding.name, list(finding.records)) for finding in noise.findings(shelf)] == [("noise/reference", [0])]
+    shelf = shelf_of(tmp_path / "c", [Shelved([-1.0], [-1.0] * 3, ref=(-0.1, -0.1 - 0.1 - 0.1))])
+    assert [figure.value for figure in noise.figures(shelf)] == [0.5]  # per token the same, but for rounding
     alone = shelf_of(tmp_path / "b", [Shelved([-1.0], [-1.0])], compared=False)
-    assert noise.figures(alone) == []
+    assert (noise.figures(alone), noise.findings(alone)) == ([], [])
     (tmp_path / "b" / "noise.json").write_text('{"finished": false}')
     assert noise.figures(alone) == []

@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from softq.data.intervals import share
-from softq.inspection.accuracy import half_ties, mean_figure
+from softq.inspection.accuracy import WORST, half_ties, mean_figure
 from softq.inspection.figures import Figure, Finding
 from softq.inspection.shelf import Shelf
 
@@ -150,16 +150,31 @@ def _fitted(shelf: Shelf, said: Mapping[str, Any]) -> list[Figure]:
 
 
 def _referred(margin: np.ndarray) -> list[Figure]:
-    against = 1 - half_ties(margin[np.isfinite(margin)])
+    against = 1 - half_ties(np.round(margin[np.isfinite(margin)], 9))  # a uniform reference prefers nothing
     meaning = "pairs whose rejected completion the reference holds for the likelier one, per token; a tie is half"
     return [mean_figure("noise/reference_disagrees", against, meaning)]
 
 
 def findings(shelf: Shelf) -> list[Finding]:
-    """The suspected labels, with what to do; or why none can be."""
-    said = facts(shelf) if shelf.kind == "pairs" else None
-    if said is None:
+    """The suspected labels, with what to do, or why none can be told; and those that the reference speaks against the most."""
+    if shelf.kind != "pairs":
         return []
+    said = facts(shelf)
+    return [*([_suspects(shelf, said)] if said else []), *(_disagreeing(shelf) if shelf.compared else [])]
+
+
+def _disagreeing(shelf: Shelf) -> list[Finding]:
+    margin = preferred(shelf)
+    against = int((margin < -1e-9).sum())
+    if not against:
+        return []
+    worst = shelf.table("pairs", ["record"])["record"].to_numpy()[np.argsort(margin, kind="stable")]
+    told = f"the reference holds the rejected completion for the likelier one, per token, in {against} of {len(margin)} pairs"
+    act = "no fault by itself; labels that it speaks against the most are worth reading (--cross-fit K tells wrong ones better)"
+    return [Finding("noise/reference", "expected", told, act, worst[: min(against, WORST)].tolist())]
+
+
+def _suspects(shelf: Shelf, said: Mapping[str, Any]) -> Finding:
     noise = shelf.table("noise")
     chance, margin = (noise[name].to_numpy() for name in ("wrong", "margin"))
     worst = noise["record"].to_numpy()[np.argsort(-chance, kind="stable")].tolist()
@@ -169,14 +184,14 @@ def findings(shelf: Shelf) -> list[Finding]:
         agreed = f"{half_ties(margin).mean():.1%} of {len(margin)} labels"
         told = f"cross-fitted policies agree with {agreed}: which ones are wrong can not be told from them"
         act = "train them longer or faster (--fit learning_rate=… num_train_epochs=…), or give more pairs"
-        return [Finding("noise/unknown", "watch", told, act)]
+        return Finding("noise/unknown", "watch", told, act)
     count = int(suspected(chance).sum())
     if not count:
         told = f"an estimated {rate} of {len(margin)} labels are wrong; none is likelier wrong than right"
-        return [Finding("noise/suspected", "expected", told)]
+        return Finding("noise/suspected", "expected", told)
     told = (
         f"an estimated {rate} of {len(margin)} labels are wrong; {count} are likelier wrong than right, and of these "
         f"{chance[suspected(chance)].mean():.0%} are wrong at best"
     )
     act = f"read the first of them; then drop or swap them, or train with dpo's label_smoothing or robust at {said['rate']:.2g}"
-    return [Finding("noise/suspected", "act" if said["rate_low"] > FEW else "watch", told, act, worst[:count])]
+    return Finding("noise/suspected", "act" if said["rate_low"] > FEW else "watch", told, act, worst[:count])
