@@ -18,6 +18,7 @@ class Choice(NamedTuple):
     beta: float | None  # reward per nat; None: not known, so rewards are in nats
     notes: tuple[str, ...]  # what to say of it
     fingerprint: str | None = None  # that the reference must have: the manifest's
+    method: str | None = None  # the loss that the policy was trained with; None: not known
 
     def check(self, loaded: Loaded) -> None:
         """ValueError unless the reference is the one that the policy was trained with, where that is known."""
@@ -40,6 +41,7 @@ def choice(policy: str, reference: str | None, beta: float | None) -> Choice:
     if beta is not None and not 0 < beta < math.inf:
         raise ValueError(f"--beta {beta:g}: expected a number above 0, reward per nat")
     run = run_of(policy)
+    method = None if run is None else run.method
     notes = []
     if beta is None and run is not None and run.beta is not None:
         beta = run.beta
@@ -47,14 +49,14 @@ def choice(policy: str, reference: str | None, beta: float | None) -> Choice:
     if beta is None:
         notes.append("β is not known, so rewards are in nats: give --beta for those of training")
     if reference is not None:
-        return Choice(None if reference == "none" else reference, beta, tuple(notes))
+        return Choice(None if reference == "none" else reference, beta, tuple(notes), method=method)
     found = _trained_with(run) if run is not None else None
     if found is not None:
         name, mark = found
-        return Choice(name, beta, (*notes, f"reference {name}, as {policy} was trained with"), mark)
+        return Choice(name, beta, (*notes, f"reference {name}, as {policy} was trained with"), mark, method)
     clue = _clue(policy)
     told = f"; {policy} names {clue}: give --reference {clue} if that is what it was trained from" if clue else ""
-    return Choice(None, beta, (*notes, f"no reference: what compares with one is left out{told}"))
+    return Choice(None, beta, (*notes, f"no reference: what compares with one is left out{told}"), method=method)
 
 
 def run_of(policy: str) -> Run | None:

@@ -198,6 +198,7 @@ def _facts(asked: Asked, chosen: Choice, of: Scoring) -> dict[str, Any]:
         "kind": of.data.kind,
         "policy": {"model": asked.policy, "fingerprint": fingerprint(of.loaded.policy)},
         "reference": {"model": chosen.reference, "fingerprint": fingerprint(models["ref"])} if of.compared else None,  # pyright: ignore[reportArgumentType]
+        "method": chosen.method,
         "beta": chosen.beta,
         "unit": "nats" if chosen.beta is None else "reward",
         "dtype": asked.dtype,
