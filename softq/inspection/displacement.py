@@ -2,14 +2,15 @@
 
 Every preference loss may lower both sides of a pair, as long as the rejected one falls faster. Three questions part what must be
 from what must not; `moved` has the terms.
-  Is the fall what leaving the reference costs?   own ≥ 0: nothing but that; own < 0: the policy turns from the chosen completions.
-  Is it out of hand?     They cost half as many nats again (a perplexity p has become p^1.5), or where the two completions part, most
-                         of the mass on either token is on neither now.
-  Which pairs make it?   Those that begin alike, or whose states are alike (CHES): what lowers one side lowers the other.
+
+Is the fall what leaving the reference costs? With own ≥ 0 it is; with own < 0 the policy turns from the chosen completions.
+Is it out of hand? They cost half as many nats again (a perplexity p has become p^1.5), or, where the two completions part, most
+of the mass that was on either token is on neither now.
+Which pairs make it? Those that begin alike, or whose states are alike (CHES): what lowers one side lowers the other.
 """
 
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -17,11 +18,15 @@ from softq.data.intervals import Z, mean, rank_correlation
 from softq.inspection.accuracy import WORST
 from softq.inspection.columns import SIDES
 from softq.inspection.figures import Figure, Finding, bootstrapped
-from softq.inspection.moved import DECILES, REGIONS, Moved, moved
+from softq.inspection.moved import DECILES, REGIONS, Moved, gained, moved
 from softq.inspection.shelf import Shelf
 
+LITTLE = 1.01  # completions that cost so many times the nats have not moved
 FREE_FALL = 1.5  # completions that cost so many times the nats: a perplexity p has become p^1.5
 FAR = 1.5  # completions that cost so many times what the reference's own tokens would: it was not made for them
+TURNED = (
+    0.1  # the share of a fall that leaving the reference does not account for, from which on it is the policy's own
+)
 GONE = 0.5  # the share of the mass where completions part that may go elsewhere
 FEW = 10  # pairs, below which none are judged by themselves
 TENTH = 0.9  # quantile of CHES from which on pairs are to be left out
@@ -32,7 +37,8 @@ HOLD |= {"kto", "bco", "apo_unpaired", "nca_k"}
 LOWER = {"apo_down"}
 """Losses that mean to lower both."""
 
-ALL, MEAN = slice(None), "mean change of Σ log π of "
+NAME, MEAN = "displacement", "mean change of Σ log π of "
+Level = Literal["expected", "watch", "act"]
 
 
 def figures(shelf: Shelf) -> list[Figure]:
@@ -51,11 +57,11 @@ def _changes(of: Moved) -> list[Figure]:
             _mean(f"{side}", change, "nats", f"{MEAN}the {side} completions from the reference to the policy"),
             _ratio(f"{side}/token", change, tokens, f"the same a token of the {side} completions"),
         ]
-    fell = of.change < 0
+    highest = of.change.max(-1)
     return [
         *found,
-        _mean("fell", fell[:, 0], "share", "pairs whose chosen completion lost likelihood"),
-        _mean("both_fell", fell.all(-1), "share", "pairs of which both completions lost likelihood"),
+        _mean("fell", np.less(of.change[:, 0], 0), "share", "pairs whose chosen completion lost likelihood"),
+        _mean("both_fell", np.less(highest, 0), "share", "pairs of which both completions lost likelihood"),
     ]
 
 
@@ -83,14 +89,14 @@ def _mass(of: Moved) -> list[Figure]:
 
 def _causes(of: Moved) -> list[Figure]:
     chosen, ref = of.logp[:, 0], of.ref_logp[:, 0]
-    surprise = "what a chosen completion costs under the reference, in what its own tokens would cost at the same states"
+    forced = "-Σ KL(π_ref‖π) along a chosen completion: what the reference's own tokens lose there"
+    cost = "Σ log π over Σ log π_ref of chosen completions: 1.5 is a perplexity to the power of 1.5"
+    far = "what a chosen completion costs under the reference, in what its own tokens would cost at the same states"
     return [
-        _mean("forced", -of.kl_from_ref[:, 0], "nats", "-Σ KL(π_ref‖π) along a chosen completion: what the "
-              "reference's own tokens lose there"),
+        _mean("forced", -of.kl_from_ref[:, 0], "nats", forced),
         _mean("own", of.own[:, 0], "nats", "what a chosen completion gained or lost beside that"),
-        _ratio("cost", chosen, ref, "Σ log π over Σ log π_ref of chosen completions: 1.5 is a perplexity to the power "
-               "of 1.5", "times"),
-        _ratio("far", -ref, of.ref_entropy[:, 0], surprise, "times"),
+        _ratio("cost", chosen, ref, cost, unit="times"),
+        _ratio("far", -ref, of.ref_entropy[:, 0], far, unit="times"),
     ]
 
 
@@ -100,7 +106,7 @@ def _similarity(of: Moved) -> list[Figure]:
         told = f"rank correlation of {name.upper().replace('_', '-')} with how far a chosen completion fell"
         known, value, interval = fall_with(getattr(of, name), of)
         if known:
-            found.append(Figure(f"displacement/{name}", value, "", known, told, interval))
+            found.append(Figure(f"{NAME}/{name}", value, "", known, told, interval))
     similar = of.similar
     if similar.any():
         told = f"{MEAN}chosen completions of which half begins the other one too"
@@ -123,7 +129,7 @@ def fall_with(values: np.ndarray, of: Moved) -> tuple[int, float, tuple[float, f
 
 
 class Curve(NamedTuple):
-    """Of each tenth of a completion: the mean change of log π a token, nats, and its 95 % interval. nan where nothing is known."""
+    """Of each tenth of a completion: the mean change of log π a token in nats, and its 95 % interval. nan: nothing is known."""
 
     mean: list[float]
     low: list[float]
@@ -153,43 +159,41 @@ def _curve(each: np.ndarray) -> Curve:
 
 
 class Fall(NamedTuple):
-    """How the chosen completions of some pairs fared. Numbers with their intervals: (value, low, high)."""
+    """How the chosen completions of some pairs fared, in the figures of these names."""
 
-    chosen: tuple[float, float, float]  # L, nats
-    rejected: tuple[float, float, float]
-    own: tuple[float, float, float]  # nats
-    forced: float  # nats
-    cost: float  # times
-    far: float  # times
-    left: tuple[float, float, float]  # share
+    chosen: Figure
+    rejected: Figure
+    forced: Figure
+    own: Figure
+    cost: Figure
+    far: Figure
+    left: Figure | None  # of mass where the completions part; None where none do
 
     @property
     def fell(self) -> bool:
-        """Whether they fell by more than chance."""
-        return self.chosen[2] < 0
+        """Whether they fell by more than chance, and more than a little."""
+        return _surely_below(self.chosen) and self.cost.value > LITTLE
+
+    @property
+    def turned(self) -> bool:
+        """Whether they fell by more than leaving the reference costs."""
+        return _surely_below(self.own) and self.own.value < TURNED * self.chosen.value
 
     @property
     def free(self) -> bool:
-        """Whether they cost half as many nats again."""
-        return self.cost >= FREE_FALL
+        """Whether they cost half as many nats again, and are half as likely at most."""
+        return self.cost.value >= FREE_FALL and self.chosen.value < -np.log(2)
 
     @property
     def gone(self) -> bool:
         """Whether most of the mass left both, where the completions part."""
-        return self.left[1] > GONE
+        return self.left is not None and self.left.interval is not None and self.left.interval[0] > GONE
 
 
 def fall_of(of: Moved) -> Fall:
-    """From the figures of some pairs."""
-    known = {figure.name: figure for figure in (*_changes(of), *_mass(of), *_causes(of))}
-
-    def read(name: str) -> tuple[float, float, float]:
-        figure = known.get(f"displacement/{name}")
-        return (np.nan,) * 3 if figure is None else (figure.value, *(figure.interval or (np.nan, np.nan)))
-
-    single = {name: read(name)[0] for name in ("forced", "cost", "far")}
-    several = {name: read(name) for name in ("chosen", "rejected", "own")}
-    return Fall(**several, **single, left=read("left/fork"))
+    """Of some pairs."""
+    known = {figure.name.removeprefix(f"{NAME}/"): figure for figure in (*_changes(of), *_mass(of), *_causes(of))}
+    return Fall(**{name: known[name] for name in Fall._fields[:-1]}, left=known.get("left/fork"))
 
 
 def findings(shelf: Shelf) -> list[Finding]:
@@ -197,73 +201,116 @@ def findings(shelf: Shelf) -> list[Finding]:
     if shelf.kind != "pairs" or not shelf.compared:
         return []
     of = moved(shelf)
-    return [verdict(of, shelf.facts.get("method"))] if len(of.record) >= FEW else []
+    if len(of.record) < FEW:
+        return []
+    found = verdict(of, shelf.facts["method"])
+    went = gained(shelf) if found.level == "act" else []
+    return [found._replace(told=f"{found.told}. Where they part “{went[0][0]}” gained most") if went else found]
 
 
 def verdict(of: Moved, method: str | None) -> Finding:
     """What to think of the chosen completions' log-probs, and what to do. method: the loss of the policy, where it is known."""
-    fall, loss = fall_of(of), _loss(method)
-    culprits = _culprits(of)
-    if culprits is not None:
-        return culprits._replace(told=f"{_told(fall)}; {culprits.told}")
+    fall = fall_of(of)
+    level, why = _judged(fall, method)
+    alike = _alike(of)
+    if alike is not None:
+        held = "or raise the weight with which the loss holds" if _holds(method) else "or train with dpop, which holds"
+        told = f"{_told(fall)}. Of {alike.sum()} pairs half or more is one beginning: {_harm(fall_of(of.some(alike)))}"
+        act = f"leave these {alike.sum()} pairs out, {held} the chosen ones up"
+        return Finding(NAME, "act", told, act, _by(-of.change[:, 0], of, alike))
+    told = f"{_told(fall)}{why}"
+    act, records = ("", []) if level == "expected" else _remedy(of, fall, method)
+    return Finding(NAME, level, told, act, records)
+
+
+def _judged(fall: Fall, method: str | None) -> tuple[Level, str]:
+    """The level, and why, as the end of a sentence."""
     if not fall.fell:
-        return Finding("displacement", "expected", f"{_told(fall)}: nothing to do")
-    if fall.free or fall.gone:
-        return Finding("displacement", "act", f"{_told(fall)}. {_harm(fall)}", _act(of, fall, loss), _worst(of))
-    if loss == "lower":
-        return Finding("displacement", "expected", f"{_told(fall)}, as {method} means them to")
-    if loss == "hold":
-        told = f"{_told(fall)}, which {method} is to prevent"
-        return Finding("displacement", "watch", told, _act(of, fall, loss), _worst(of))
-    if fall.own[2] < 0:
-        told = (
-            f"{_told(fall)}: {-fall.own[0]:.3g} nats more than leaving the reference costs ({-fall.forced:.3g}), so the "
-            "policy turns from them"
+        strange = (
+            ", though the reference was not made for them: nothing forces them to fall" if fall.far.value > FAR else ""
         )
-        return Finding("displacement", "watch", told, _act(of, fall, loss), _worst(of))
-    if fall.far > FAR:
-        told = f"{_told(fall)}, and the reference was not made for them: they cost {fall.far:.2g} times what it would say"
-        return Finding("displacement", "watch", told, _act(of, fall, loss), _worst(of))
-    told = f"{_told(fall)}: no more than leaving the reference costs at the same states ({-fall.forced:.3g} nats)"
-    return Finding("displacement", "expected", told, "nothing, while the margin grows and sampled answers stay good")
+        return "expected", f": they did not fall{strange}"
+    if fall.free or fall.gone:
+        return "act", f": {_harm(fall)}"
+    if method in LOWER:
+        return "expected", f": {method} means them to fall"
+    if _holds(method):
+        return "watch", f": {method} is to hold them up"
+    if fall.turned:
+        return (
+            "watch",
+            f": leaving the reference costs {-fall.forced.value:.3g} of them, the rest is the policy turning away",
+        )
+    if fall.far.value > FAR:
+        told = "they cost {:.2g} times what it would say itself, so nothing forces them to fall"
+        return "watch", f": the reference was not made for them ({told.format(fall.far.value)})"
+    return "expected", f": no more than leaving the reference costs at the same states ({-fall.forced.value:.3g} nats)"
 
 
-def _culprits(of):
-    return None
+def _alike(of: Moved) -> np.ndarray | None:
+    """[P] bool: the pairs that begin alike, if there are some and what becomes of them is out of hand."""
+    if of.similar.sum() < FEW:
+        return None
+    fall = fall_of(of.some(of.similar))
+    return of.similar if fall.fell and (fall.free or fall.gone) else None
 
 
-def _loss(method):
-    return None
+def _remedy(of: Moved, fall: Fall, method: str | None) -> tuple[str, list[int]]:
+    """What to do, and the records that it is about: those of the highest CHES if that tells who falls, else who fell most."""
+    acts = ["fine-tune the reference on the chosen completions first"] if fall.far.value > FAR else []
+    _, _, sure = fall_with(of.ln_ches, of)
+    chosen = np.zeros(len(of.record), dtype=bool)
+    if sure is not None and sure[0] > 0:
+        chosen = of.ln_ches >= np.nanquantile(of.ln_ches, TENTH)
+        acts.append(f"leave out the {chosen.sum()} pairs whose completions are most alike (LN-CHES)")
+    acts.append(
+        f"raise the weight with which {method} holds them" if _holds(method) else "anchor them (dpop, rpo, dpo+sft)"
+    )
+    named = _by(of.ln_ches, of, chosen) if chosen.any() else _by(-of.change[:, 0], of, of.change[:, 0] < 0)[:WORST]
+    return ", or ".join(acts), named
 
 
-def _told(fall):
-    return f"{fall}"
+def _by(values: np.ndarray, of: Moved, rows: np.ndarray) -> list[int]:
+    """The records of some pairs, the highest value first."""
+    return of.record[rows][np.argsort(-values[rows], kind="stable")].tolist()
 
 
-def _harm(fall):
-    return ""
+def _holds(method: str | None) -> bool:
+    """Whether a loss, or one of its summands, holds the chosen completions up."""
+    return bool({*(method or "").split("+")} & HOLD)
 
 
-def _act(of, fall, loss):
-    return ""
+def _told(fall: Fall) -> str:
+    value, (low, high) = fall.chosen.value, fall.chosen.interval or (np.nan, np.nan)
+    told = f"log π of the chosen completions changed by {value:+.3g} nats ({low:+.3g} to {high:+.3g})"
+    return f"{told}, of the rejected ones by {fall.rejected.value:+.3g}"
 
 
-def _worst(of):
-    return ()
+def _harm(fall: Fall) -> str:
+    said = [f"they cost {fall.cost.value:.3g} times the nats"] if fall.free else []
+    if fall.gone and fall.left is not None:
+        said.append(f"{fall.left.value:.0%} of the mass where they part from the rejected ones has left both")
+    return ", ".join(said)
 
 
-def _figure(name, statistic, count, unit, meaning):
-    return Figure(f"displacement/{name}", statistic(np.arange(count)), unit, count, meaning, bootstrapped(statistic, count))
+def _surely_below(figure: Figure) -> bool:
+    """Whether the whole interval is below 0."""
+    return figure.interval is not None and figure.interval[1] < 0
 
 
-def _mean(name, values, unit, meaning):
+def _figure(name: str, statistic: Callable[[np.ndarray], float], count: int, unit: str, meaning: str) -> Figure:
+    value = statistic(np.arange(count))
+    return Figure(f"{NAME}/{name}", value, unit, count, meaning, bootstrapped(statistic, count))
+
+
+def _mean(name: str, values: np.ndarray, unit: str, meaning: str) -> Figure:
     return _figure(name, lambda rows: float(values[rows].mean()), len(values), unit, meaning)
 
 
-def _ratio(name, above, below, meaning, unit="nats"):
+def _ratio(name: str, above: np.ndarray, below: np.ndarray, meaning: str, *, unit: str = "nats") -> Figure:
     return _figure(name, lambda rows: _share(above[rows], below[rows]), len(above), unit, meaning)
 
 
-def _share(above, below):
+def _share(above: np.ndarray, below: np.ndarray) -> float:
     total = below.sum()
     return float(above.sum() / total) if total else float("nan")

@@ -6,8 +6,8 @@ KL(π_ref‖π)(s) on average (arXiv 2404.12358, eq 16), so L is a sum of two:
     forced = -Σ_t KL(π_ref‖π)(s_t)            what any token of the reference's loses, once the policy has left it
     own    =  Σ_t [l_t + KL(π_ref‖π)(s_t)]    what this completion gained or lost beside that
 
-Over the reference's own samples `own` is 0 on average. So where the reference was fine-tuned on the chosen completions, those must
-fall, and by `forced`, however good the policy is.
+Over the reference's own samples `own` is 0 on average. So where the reference was fine-tuned on the chosen completions, those
+must fall, and by `forced`, however good the policy is.
 """
 
 from collections.abc import Mapping
@@ -79,7 +79,7 @@ def moved(shelf: Shelf) -> Moved:
     both = zip(shelf.parts("pairs", columns), shelf.parts("tokens", COLUMNS), strict=True)
     found = [_moved(pairs, tokens) for pairs, tokens in both]
     whole = Moved(*(np.concatenate(values) for values in zip(*found, strict=True)))
-    return whole.some(np.isfinite(whole.change).all(-1))
+    return whole.some(np.flatnonzero(np.isfinite(whole.change).all(-1)))
 
 
 def _moved(pairs: pa.Table, tokens: pa.Table) -> Moved:
@@ -115,3 +115,24 @@ def _along(tokens: pa.Table, record: np.ndarray, shared: np.ndarray, length: np.
         "counts": summed(None, decile, DECILES),
         **{name: values.reshape(-1, 2) for name, values in here.items()},
     }
+
+
+def gained(shelf: Shelf, count: int = 5) -> list[tuple[str, float]]:
+    """Where the mass went: the tokens, of neither completion, that gained most probability where the pairs part, as text and
+    Σ (π - π_ref) over the pairs. Of each state only the policy's likeliest tokens are known, so small gains are not seen."""
+    gains: dict[str, float] = {}
+    columns = [*COLUMNS[:4], "token", "top", "top_text", "top_logp", "top_ref_logp"]
+    for pairs, tokens in zip(shelf.parts("pairs", ["record", "shared"]), shelf.parts("tokens", columns), strict=True):
+        shared = pairs["shared"].to_numpy()[np.searchsorted(pairs["record"].to_numpy(), tokens["record"].to_numpy())]
+        parting = ~tokens["shared"].to_numpy() & (tokens["position"].to_numpy() == shared)
+        rows = tokens.filter(pa.array(parting)).to_pylist()
+        said: dict[int, set[int]] = {}
+        for row in rows:
+            said.setdefault(row["record"], set()).add(row["token"])
+        for row in (row for row in rows if row["completion"] == 0):
+            lists = (row[name] for name in ("top", "top_text", "top_logp", "top_ref_logp"))
+            for token, text, logp, ref_logp in zip(*lists, strict=True):
+                if token not in said[row["record"]]:
+                    gains[text] = gains.get(text, 0.0) + float(np.exp(logp) - np.exp(ref_logp))
+    found = sorted(gains.items(), key=lambda item: -item[1])[:count]
+    return [(text, gain) for text, gain in found if gain > 0]
