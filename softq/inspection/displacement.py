@@ -203,7 +203,7 @@ def findings(shelf: Shelf) -> list[Finding]:
     of = moved(shelf)
     if len(of.record) < FEW:
         return []
-    found = verdict(of, shelf.facts["method"])
+    found = verdict(of, shelf.facts.get("method"))
     went = gained(shelf) if found.level == "act" else []
     return [found._replace(told=f"{found.told}. Where they part “{went[0][0]}” gained most") if went else found]
 
