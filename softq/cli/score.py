@@ -87,6 +87,10 @@ OPTIONS: Mapping[str, tuple[str, dict[str, Any]]] = {
         "made the policy, if it was dpo",
         {"metavar": "NAME=VALUE", "nargs": "+", "default": ()},
     ),
+    "--fresh": (
+        "completions to sample from the reference too, which show how far likelihood must fall [0]",
+        {"metavar": "N", "type": int, "default": 0},
+    ),
     "--overwrite": ("replace scores of something else that are there", {"action": "store_true"}),
     "--trust-remote-code": ("run code that a model repository brings", {"action": "store_true"}),
 }

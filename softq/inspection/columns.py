@@ -1,8 +1,9 @@
 """The columns of a scored data set: what `softq score` writes, and everything in this folder reads.
 
-`pairs` has a row a pair, or `rows` a row a completion where the data is not pairs; `tokens` has a row a token that
-the policy chose, in the order of record, completion and position. Columns that need a reference are absent without one.
-`noise` has a row a pair where labels were cross-fitted.
+`pairs` has a row a pair, or `rows` a row a completion where the data is not pairs; `tokens` has a row a token that the policy
+chose, in the order of record, completion and position. If they were asked for, `fresh` has a row a completion that the reference
+itself gave to a prompt of the data, and `noise` a row a pair whose label was cross-fitted. Columns that need a reference are
+absent without one.
 """
 
 from collections.abc import Mapping
@@ -91,6 +92,8 @@ PAIRS: Mapping[str, Column] = {
     "ln_ches": Column(SUM, "", "the same of means: ⟨h̄_w, h̄_l⟩ - ‖h̄_w‖²"),
 }
 
+FRESH: Mapping[str, Column] = {"record": RECORD["record"], **COMPLETION}
+
 NOISE: Mapping[str, Column] = {
     "record": RECORD["record"],
     "fold": Column(
@@ -100,7 +103,13 @@ NOISE: Mapping[str, Column] = {
     "wrong": Column(SUM, "share", "the probability that the label is wrong"),
 }
 
-TABLES: Mapping[str, Mapping[str, Column]] = {"pairs": PAIRS, "rows": ROWS, "tokens": TOKENS, "noise": NOISE}
+TABLES: Mapping[str, Mapping[str, Column]] = {
+    "pairs": PAIRS,
+    "rows": ROWS,
+    "tokens": TOKENS,
+    "fresh": FRESH,
+    "noise": NOISE,
+}
 
 
 def schema(table: str, compared: bool) -> pa.Schema:

@@ -3,6 +3,7 @@
 DIRECTORY/score.json              what was scored, and how
 DIRECTORY/pairs/00000.parquet …   or rows/: as `columns` has them
 DIRECTORY/tokens/00000.parquet …  of the same records, part by part
+DIRECTORY/fresh/00000.parquet …   likewise, if it was asked for
 DIRECTORY/ledger.parquet          a row a row of the data: used, or dropped for a reason
 """
 

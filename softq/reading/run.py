@@ -10,13 +10,14 @@ from transformers import PreTrainedTokenizerBase
 from softq.data.formats import renames
 from softq.data.read import Dataset, cache_directory, read
 from softq.data.store import write_json
-from softq.inspection.columns import TOP
+from softq.inspection.columns import TABLES, TOP
 from softq.inspection.shelf import FACTS, facts, place
 from softq.lm.load import Loaded, load
 from softq.lm.reference import fingerprint
 from softq.lm.tokenizer import load_tokenizer
 from softq.reading.choice import Choice, choice
 from softq.reading.cross_fit import CrossFit, Fold, check_data, check_same, cross_fit, crossed, described, removed
+from softq.reading.fresh import fresh_parts
 from softq.reading.ledger import write_ledger
 from softq.reading.score import PART, Scoring, missing, scored_parts
 from softq.training import ranks
@@ -42,6 +43,7 @@ class Asked(NamedTuple):
     dtype: str = "float32"
     layout: str = "auto"
     tokens_per_micro: int | None = None
+    fresh: int = 0  # samples of the reference
     overwrite: bool = False
     trust_remote_code: bool = False
     cross_fit: int = 0  # folds; 0: labels are not cross-fitted
@@ -67,10 +69,11 @@ def scored(asked: Asked) -> Iterator[Note | Part | Fold]:
             raise ValueError(f"--{name.replace('_', '-')} {given}: expected at least 2 tokens")
     device = str(ranks.join(bf16=False).device)
     chosen = choice(asked.policy, asked.reference, asked.beta)
+    _check_fresh(asked.fresh, chosen.reference)
     yield from map(Note, chosen.notes)
     fit = _cross_fit(asked, chosen)
     _claim(asked)
-    data, loaded = _opened(asked, chosen, device)
+    data, loaded, ends = _opened(asked, chosen, device)
     if fit is not None:
         check_data(fit, data)
     yield from map(Note, (*data.ledger.lines(), *loaded.notes))
@@ -91,6 +94,10 @@ def scored(asked: Asked) -> Iterator[Note | Part | Fold]:
     for count in scored_parts(of, left[ranks.rank() :: ranks.count()]):
         done += count
         yield Part(count, done, total)
+    if asked.fresh:
+        yield Note("sampling from the reference, a prompt at a time")
+        share = ranks.rank(), ranks.count()
+        yield from (Note(f"{count:,} fresh samples") for count in fresh_parts(of, asked.fresh, ends, share) if count)
     ranks.wait()
     if ranks.first():
         write_json(asked.output / FACTS, {**said, "finished": True})
@@ -127,8 +134,8 @@ def _crossed(
     yield from crossed(asked.output, fit, data, tokenizer, said)
 
 
-def _opened(asked: Asked, chosen: Choice, device: str) -> tuple[Dataset, Loaded]:
-    """The data and the models."""
+def _opened(asked: Asked, chosen: Choice, device: str) -> tuple[Dataset, Loaded, frozenset[int]]:
+    """The data, the models, and the tokens that end a completion."""
     spoken = load_tokenizer(asked.policy, asked.trust_remote_code)
 
     def of() -> Dataset:
@@ -157,7 +164,17 @@ def _opened(asked: Asked, chosen: Choice, device: str) -> tuple[Dataset, Loaded]
         trust_remote_code=asked.trust_remote_code,
     )
     chosen.check(loaded)
-    return data, loaded
+    return data, loaded, spoken.end_ids
+
+
+def _check_fresh(count: int, reference: str | None) -> None:
+    """ValueError unless so many samples can be had of this reference."""
+    if count < 0:
+        raise ValueError(f"--fresh {count}: expected how many samples of the reference, or 0 for none")
+    if count and reference in (None, "uniform"):
+        raise ValueError(
+            f"--fresh {count} samples from the reference, which is {reference or 'none'}: give --reference MODEL"
+        )
 
 
 def _claim(asked: Asked) -> None:
@@ -174,8 +191,8 @@ def _check_same(asked: Asked, said: Mapping[str, Any]) -> None:
     if not (asked.output / FACTS).is_file():
         return
     before = {**facts(asked.output), "finished": False}
-    if before == said:
-        return
+    if before == said or ({**before, "fresh": said["fresh"]} == said and not before["fresh"]):
+        return  # samples may be added to what is there
     if not asked.overwrite:
         what = next(name for name in said if before.get(name) != said[name])
         raise OutputError(
@@ -183,7 +200,7 @@ def _check_same(asked: Asked, said: Mapping[str, Any]) -> None:
             "--overwrite"
         )
     if ranks.first():
-        for table in ("pairs", "rows", "tokens"):
+        for table in TABLES:
             for part in range(before.get("parts", 0)):
                 place(asked.output, table, part).unlink(missing_ok=True)
         removed(asked.output)
@@ -207,6 +224,7 @@ def _facts(asked: Asked, chosen: Choice, of: Scoring) -> dict[str, Any]:
         "data": [source.path for source in of.data.sources],
         "content": of.data.records.digest(),
         "records": len(of.data.records),
+        "fresh": asked.fresh,
         "parts": of.parts,
         "ledger": of.data.ledger.as_dict(),
         "versions": {name: version(name) for name in ("softq", "torch", "transformers")},

@@ -46,7 +46,7 @@ def sampled(
         prompt = prompt_of(record)
         room = min(max_new_tokens, positions(loaded.policy) - len(prompt))
         if room > 0:
-            said = _generated(loaded.policy, prompt, stops, seed=seed + number, room=room)
+            said = generated(loaded.policy, prompt, stops, seed=seed + number, room=room)
             rows.append(_row(loaded, method, prompt, said, said[-1] in stops))
     return rows
 
@@ -63,7 +63,8 @@ def positions(policy: CausalLM) -> int:
     return config.get("max_position_embeddings") or config.get("n_positions") or 2**31
 
 
-def _generated(policy: CausalLM, prompt: np.ndarray, stops: list[int], *, seed: int, room: int) -> list[int]:
+def generated(policy: CausalLM, prompt: np.ndarray, stops: list[int], *, seed: int, room: int) -> list[int]:
+    """Ids of one completion of a prompt [n], drawn at temperature 1: at most `room`, up to the first of `stops`, it included."""
     device = next(policy.parameters()).device
     ids = torch.tensor(prompt, dtype=torch.int64, device=device)[None]
     on = [] if device.type == "cpu" else [device]
