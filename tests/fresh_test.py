@@ -4,6 +4,7 @@ import json
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from calls import called
@@ -14,10 +15,13 @@ from softq.data.store import write_json
 from softq.inspection.columns import FRESH
 from softq.inspection.fresh import figures, findings
 from softq.inspection.shelf import FACTS, Shelf, place, put
+from softq.lm.model import CausalLM
+from softq.lm.reference import fingerprint
 from softq.reading import fresh
 from softq.reading.fresh import spread
 from softq.reading.run import Asked, scored
 from softq.training.events import Note, OutputError
+from softq.training.samples import generated
 
 
 @pytest.fixture(scope="module")
@@ -47,25 +51,28 @@ def told(asked: Asked) -> str:
 
 
 def test_samples_are_the_references_and_their_log_probs_those_of_its_own_forward(
-    asked: Asked, model_directory: Path
+    asked: Asked, model_directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    drawn = []
+
+    def listened(model: CausalLM, prompt: np.ndarray, *stops: list[int], **options: int) -> list[int]:
+        drawn.append((fingerprint(model), prompt.tolist(), generated(model, prompt, *stops, **options)))
+        return drawn[-1][-1]
+
+    monkeypatch.setattr(fresh, "generated", listened)
     assert "7 fresh samples" in told(asked._replace(fresh=7))
     found = Shelf(asked.output).table("fresh").to_pylist()
     assert [row["record"] for row in found] == spread(7, 20) == [0, 2, 5, 8, 11, 14, 17]
-    tokenizer = AutoTokenizer.from_pretrained(model_directory)
+    assert {of for of, _, _ in drawn} == {Shelf(asked.output).facts["reference"]["fingerprint"]}
     models = [AutoModelForCausalLM.from_pretrained(path).double() for path in (asked.policy, model_directory)]
-    whole = {row["record"]: row["prompt"] for row in Shelf(asked.output).table("pairs").to_pylist()}
-    cut = [row for row in found if not row["ended"] and "\ufffd" not in row["text"]]
-    assert len({row["text"] for row in found}) == 7
-    compared = 0
-    for row in cut:
-        prompt, said = (tokenizer(text)["input_ids"] for text in (whole[row["record"]], row["text"]))
-        if len(said) == row["tokens"] == 12:  # the text spells the tokens that were sampled
-            logp, ref = (float(alone(model, tokens_of([(0, prompt, said)])).sum()) for model in models)
-            assert (row["logp"], row["ref_logp"]) == (pytest.approx(logp, abs=1e-4), pytest.approx(ref, abs=1e-4))
-            assert row["reward"] == pytest.approx(0.5 * (logp - ref), abs=1e-4)
-            compared += 1
-    assert compared > 0
+    whole = tokens_of([(n, prompt, said) for n, (_, prompt, said) in enumerate(drawn)])
+    with torch.no_grad():
+        logp, ref = (alone(model, whole).sum(-1) for model in models)
+    assert [row["logp"] for row in found] == pytest.approx(logp.tolist(), abs=1e-4)
+    assert [row["ref_logp"] for row in found] == pytest.approx(ref.tolist(), abs=1e-4)
+    assert [row["reward"] for row in found] == pytest.approx((0.5 * (logp - ref)).tolist(), abs=1e-4)
+    assert [row["tokens"] for row in found] == [len(said) for _, _, said in drawn]
+    assert len({tuple(said) for _, _, said in drawn}) == 7
 
 
 def test_they_fall_by_beta_kl_and_a_finding_says_where_they_do_not(asked: Asked) -> None:
@@ -84,7 +91,8 @@ def test_they_fall_by_beta_kl_and_a_finding_says_where_they_do_not(asked: Asked)
 
 
 def by_hand(directory: Path, reward: list[float], kl: list[float], beta: float | None) -> Shelf:
-    columns = {name: [0] * len(reward) if name != "text" else [""] * len(reward) for name in FRESH}
+    blank = {"text": "", "ended": True}
+    columns = {name: [blank.get(name, 0)] * len(reward) for name in FRESH}
     put(directory, "fresh", 0, {**columns, "reward": reward, "kl_from_ref": kl}, compared=True)
     facts = {"finished": True, "kind": "rows", "parts": 1, "beta": beta, "unit": "reward", "reference": "r"}
     write_json(directory / FACTS, {**facts, "fresh": len(reward)})
