@@ -158,6 +158,7 @@ def costs(nats: float, count: int = 40) -> np.ndarray:
     [
         (some(changes(2, -3)), "dpo", "expected", "they did not fall", ""),
         (some(changes(-0.02, -3)), "dpo", "expected", "they did not fall", ""),
+        (some(changes(-0.15, -3)), "dpo", "expected", "less than a hundredth of what they cost", ""),
         (some(changes(2, -3), ref_entropy=costs(5)), None, "expected", "the reference was not made for them", ""),
         (some(changes(-2, -6), kl_from_ref=costs(2.1)), "dpo", "expected", "at the same states (2.1 nats)", ""),
         (some(changes(-2, -6), kl_from_ref=costs(1.9)), "dpo", "expected", "at the same states (1.9 nats)", ""),
@@ -196,7 +197,10 @@ def test_the_verdict_by_what_is_seen(of: Moved, method: str | None, level: str, 
 def test_pairs_that_begin_alike_are_named_even_where_the_others_do_well() -> None:
     of = some([*changes(1, -3, 60), *changes(-15, -16, 20)], shared=np.repeat([0, 6], [60, 20]))
     found = verdict(of, "dpo")
-    assert (found.level, "Of 20 pairs half or more is one beginning: they cost 1.75" in found.told) == ("act", True)
+    assert (found.level, "Look at 20 pairs, of which half or more is one beginning: they cost 1.75" in found.told) == (
+        "act",
+        True,
+    )
     assert "leave these 20 pairs out, or train with dpop" in found.act
     assert {*found.records} == {*range(160, 180)}
     fell = dict(zip(of.record.tolist(), of.change[:, 0], strict=True))

@@ -215,7 +215,8 @@ def verdict(of: Moved, method: str | None) -> Finding:
     alike = _alike(of)
     if alike is not None:
         held = "or raise the weight with which the loss holds" if _holds(method) else "or train with dpop, which holds"
-        told = f"{_told(fall)}. Of {alike.sum()} pairs half or more is one beginning: {_harm(fall_of(of.some(alike)))}"
+        them = f"{alike.sum()} pairs, of which half or more is one beginning: {_harm(fall_of(of.some(alike)))}"
+        told = f"{_told(fall)}{why}. Look at {them}"
         act = f"leave these {alike.sum()} pairs out, {held} the chosen ones up"
         return Finding(NAME, "act", told, act, _by(-of.change[:, 0], of, alike))
     told = f"{_told(fall)}{why}"
@@ -229,7 +230,8 @@ def _judged(fall: Fall, method: str | None) -> tuple[Level, str]:
         strange = (
             ", though the reference was not made for them: nothing forces them to fall" if fall.far.value > FAR else ""
         )
-        return "expected", f": they did not fall{strange}"
+        little = "fell by less than a hundredth of what they cost" if _surely_below(fall.chosen) else "did not fall"
+        return "expected", f": they {little}{strange}"
     if fall.free or fall.gone:
         return "act", f": {_harm(fall)}"
     if method in LOWER:
