@@ -1,6 +1,7 @@
 """Each law of what is read of a policy is red where its measure has one thing wrong; that they hold, contract_test says."""
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from softq.inspection.credit import Actions, split
 from softq.inspection.information import Information, exact
 from softq.inspection.ranking import idealised, threshold
+from softq.inspection.tables import token_table
 from softq.inspection.values import Values, prefixes, state
 from softq.verify import reading_laws
 from softq.verify.law import Finding
@@ -33,7 +35,29 @@ def late(reward: np.ndarray, row: np.ndarray, ended: np.ndarray) -> Values:
     return found._replace(prefix=found.prefix - reward)
 
 
+def swapped(*given: Any) -> dict[str, Any]:
+    """Each divergence under the other's name."""
+    table = token_table(*given)
+    return table | {"kl": table["kl_from_ref"], "kl_from_ref": table["kl"]}
+
+
+def shifted(*given: Any) -> dict[str, Any]:
+    """The divergence behind a token in place of that before it."""
+    table = token_table(*given)
+    return table | {"kl_from_ref": np.roll(table["kl_from_ref"], -1)}
+
+
+def without_beta(scored: Any, tokens: Any, pieces: Any, beta: float) -> dict[str, Any]:
+    """Rewards in nats."""
+    return token_table(scored, tokens, pieces, 1.0)
+
+
 BROKEN: list[tuple[str, str, Callable]] = [
+    *(
+        (law, "token_table", wrong)
+        for law in ("scored columns", "measured fall")
+        for wrong in (swapped, shifted, without_beta)
+    ),
     ("exact margins", "half_ties", lambda margin: (margin < 0) * 1.0),
     ("ranking", "idealised", lambda c, beta, alpha: idealised(-c, beta, alpha)),
     ("ranking", "threshold", lambda c, beta: threshold(-c, beta)),

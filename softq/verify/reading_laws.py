@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from softq import masked
 from softq.inspection.accuracy import half_ties
 from softq.inspection.credit import Actions, split
 from softq.inspection.information import exact
@@ -13,7 +14,8 @@ from softq.inspection.ranking import idealised, threshold
 from softq.inspection.tables import readouts, token_table
 from softq.inspection.values import prefixes, state
 from softq.lm.score import score
-from softq.mdp.tabular import along, every_pair
+from softq.mdp.soft import implicit_reward, state_kl
+from softq.mdp.tabular import along, every_pair, expected
 from softq.records import Tokens
 from softq.verify.law import EXACT, Finding, Law, apart
 from softq.verify.tables import models
@@ -63,6 +65,38 @@ def _whole(on: Table, policy: Tensor, name: str) -> Tensor:
     return found
 
 
+def _read_other(on: Table) -> Read:
+    """Under some policy, with divergences too: a token without mass has the log of next to none, so that 0 · ∞ does not arise."""
+    other, reference = (table.masked_fill(on.reference == -torch.inf, -1e4) for table in (on.other, on.reference))
+    rows = on.alive.nonzero()[:, 0]
+    return _read(on._replace(reference=reference), other, rows, on.leaves.prompt[rows])
+
+
+def _columns(on: Table) -> Finding:
+    of, shape = _read_other(on), on.reward.shape
+    states = {
+        "entropy": -masked.product(on.other.exp(), on.other).sum(-1),
+        "ref_entropy": -masked.product(on.reference.exp(), on.reference).sum(-1),
+        "kl": state_kl(on.other, on.reference),
+        "kl_from_ref": state_kl(on.reference, on.other),
+    }
+    reward = implicit_reward(on.other, on.reference, beta=on.beta)
+    exactly = {"logp": on.other, "ref_logp": on.reference, "reward": reward}
+    exactly |= {name: values[:, None].expand(shape) for name, values in states.items()}
+    action = of.tokens.action
+    off = max(apart(of.column(name), along(on.tree, table, of.tokens)[action]) for name, table in exactly.items())
+    return Finding(off, EXACT * max(1.0, on.beta))
+
+
+def _fall(on: Table) -> Finding:
+    of = _read_other(on)
+    group, ref, policy = of.tokens.prompt, of.sums("ref_logp"), of.sums("logp")
+    reward, from_ref, to_ref = of.sums("reward"), on.beta * of.sums("kl_from_ref"), on.beta * of.sums("kl")
+    falls, rises = expected(ref, reward + from_ref, group), expected(policy, reward - to_ref, group)
+    level = int((expected(ref, reward, group) >= 0).sum())
+    return Finding(max(float(falls.abs().max()), float(rises.abs().max()), level), EXACT * max(1.0, on.beta))
+
+
 def _accuracy(on: Table) -> Finding:
     first, second = _pairs(on)
     implicit, reward = _whole(on, on.optimum.logp, "reward"), on.sums(on.reward)
@@ -77,8 +111,8 @@ def _ranking(on: Table) -> Finding:
     difficulty, gap = (ref[second] - ref[first]).numpy(), reward[first] - reward[second]
     best, other = (_whole(on, policy, "logp") for policy in (on.optimum.logp, on.other))
     off = 0.0
-    for c, alpha, expected in zip(difficulty, gap.sigmoid().tolist(), best[first] - best[second], strict=True):
-        off = max(off, abs(float(idealised(c, on.beta, alpha) - expected)))
+    for c, alpha, ideal in zip(difficulty, gap.sigmoid().tolist(), best[first] - best[second], strict=True):
+        off = max(off, abs(float(idealised(c, on.beta, alpha) - ideal)))
     ratio = other - ref
     loss = -torch.nn.functional.logsigmoid(on.beta * (ratio[first] - ratio[second]))
     below = loss <= torch.as_tensor(threshold(difficulty, on.beta))
@@ -123,12 +157,24 @@ def _values(on: Table) -> Finding:
     for n, (b, t) in enumerate(action.nonzero().tolist()):
         token = {name: values[n] for name, values in of.table.items()}
         there = torch.tensor(token["top_ref_logp"]) > -torch.inf
-        expected = q_kl[tuple(of.tokens.ids[b, : t + 1].tolist())][torch.tensor(token["top"])]
-        off = max(off, apart(torch.as_tensor(state(token, on.beta).advantage)[there], expected[there]))
+        advantage = q_kl[tuple(of.tokens.ids[b, : t + 1].tolist())][torch.tensor(token["top"])]
+        off = max(off, apart(torch.as_tensor(state(token, on.beta).advantage)[there], advantage[there]))
     return Finding(off, EXACT * max(1.0, on.beta))
 
 
 READING_LAWS: tuple[Law[Table], ...] = (
+    Law(
+        "scored columns",
+        "Log-probs, rewards, entropies and both divergences that are read of a token are those of its state in the tables.",
+        "What the page shows of a token would be another one's, or of the wrong direction.",
+        _columns,
+    ),
+    Law(
+        "measured fall",
+        "Read along answers, E_ref[Σ r + β KL(π_ref‖π)] = 0 and E_π[Σ r - β KL(π‖π_ref)] = 0, for any policy (eq 16).",
+        "Whether chosen answers fall by more than leaving the reference costs could not be told.",
+        _fall,
+    ),
     Law(
         "exact margins",
         "At π* the margin that is read of every pair of answers is R(y_w) - R(y_l), and its accuracy is 1.",

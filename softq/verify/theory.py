@@ -7,8 +7,6 @@ import torch
 from torch import Tensor
 
 from softq import masked
-from softq.inspection.pieces import Pieces
-from softq.inspection.tables import completion_table, readouts, token_table
 from softq.lm.score import score
 from softq.mdp.readouts import KL_FROM_REF, REF_LOGP
 from softq.mdp.soft import (
@@ -236,50 +234,6 @@ def _group_mean(on: Table) -> Finding:
     return Finding(apart(gradient(surrogate, on.other), true / 2), EXACT)
 
 
-def _scored(on: Table) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """What softq score writes of every trajectory under some policy: its columns of tokens and of completions."""
-    other, ref = (table.masked_fill(on.reference == -torch.inf, -1e4) for table in (on.other, on.reference))
-    with torch.no_grad():
-        scored = score(models(other, ref, on.tree), on.leaves, readouts(True, False))
-    silent = Pieces(lambda ids: "")
-    of = (make(scored, on.leaves, silent, on.beta) for make in (token_table, completion_table))
-    names = ("logp", "ref_logp", "reward", "entropy", "kl", "kl_from_ref")
-    tokens, whole = ({name: torch.as_tensor(table[name]) for name in names} for table in of)
-    return tokens, whole
-
-
-def _columns(on: Table) -> Finding:
-    """Columns of tokens against the tables that they are read from, and their sums against the columns of completions."""
-    tokens, whole = _scored(on)
-    states = {
-        "entropy": -masked.product(on.other.exp(), on.other).sum(-1),
-        "kl": state_kl(on.other, on.reference),
-        "kl_from_ref": state_kl(on.reference, on.other),
-    }
-    exact = {
-        "logp": on.other,
-        "ref_logp": on.reference,
-        "reward": implicit_reward(on.other, on.reference, beta=on.beta),
-    }
-    exact |= {name: values[:, None].expand_as(on.reward) for name, values in states.items()}
-    alive, off = on.alive, 0.0
-    for name, table in exact.items():
-        each, found = along(on.tree, table, on.leaves), torch.zeros(on.leaves.action.shape, dtype=table.dtype)
-        found[on.leaves.action] = tokens[name]
-        off = max(off, apart(found[alive], each[alive]), apart(whole[name][alive], each.sum(-1)[alive]))
-    return Finding(off, EXACT * max(1.0, on.beta))
-
-
-def _own(on: Table) -> Finding:
-    """E_ref[β(L + Σ_t KL(π_ref‖π)(s_t))] = 0 and E_π[β(L - Σ_t KL(π‖π_ref)(s_t))] = 0, from the columns of completions."""
-    _, whole = _scored(on)
-    group = on.leaves.prompt
-    falls = expected(on.sums(on.reference), whole["reward"] + on.beta * whole["kl_from_ref"], group)
-    rises = expected(on.sums(on.other), whole["reward"] - on.beta * whole["kl"], group)
-    level = int((expected(on.sums(on.reference), whole["reward"], group) >= 0).sum())
-    return Finding(max(float(falls.abs().max()), float(rises.abs().max()), level), EXACT * max(1.0, on.beta))
-
-
 THEORY_LAWS: tuple[Law[Table], ...] = (
     Law(
         "log partition",
@@ -340,18 +294,6 @@ THEORY_LAWS: tuple[Law[Table], ...] = (
         "E_ref[βL] = -β KL(π_ref‖π) < 0 and E_π[βL] = +β KL(π‖π_ref) > 0, for any policy (eq 16).",
         "Nothing could be said on why the rewards of chosen answers fall.",
         _falling,
-    ),
-    Law(
-        "scored columns",
-        "What is scored of a token is what the tables say of it, and a completion's columns are the sums of its tokens'.",
-        "A reward or a divergence on the page is another one's: shifted by a token, of the wrong direction, or in another unit.",
-        _columns,
-    ),
-    Law(
-        "measured fall",
-        "In the scored columns E_ref[r + β KL(π_ref‖π)] = 0 and E_π[r - β KL(π‖π_ref)] = 0, summed along completions.",
-        "Whether chosen answers fall by more than leaving the reference costs can not be read off the columns.",
-        _own,
     ),
     Law(
         "chain rule",
