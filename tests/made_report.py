@@ -86,14 +86,15 @@ class Words(dict[str, int]):
 def pair(number: int, words: Words, *, compared: bool = True, kind: str = "pairs", seed: int = 0) -> dict[str, Any]:
     """One record: its prompt, and its sides as a block has them."""
     rng = random.Random(1000 * seed + number)
+    luck = rng.gauss(0.02, 0.03)
     if number % 13 == 3:
         prompt, chosen, rejected = SPECIAL_PAIRS[number // 13 % len(SPECIAL_PAIRS)]
     else:
         question, right, wrong = QUESTIONS[number % len(QUESTIONS)]
         prompt, (chosen, rejected) = question, (pieces(PATTERN.format(name)) for name in (right, wrong))
-    sides = {"chosen": side(chosen, words, rng, compared, 0.02)}
+    sides = {"chosen": side(chosen, words, rng, compared, luck)}
     if kind == "pairs":
-        sides["rejected"] = side(rejected, words, rng, compared, -0.03)
+        sides["rejected"] = side(rejected, words, rng, compared, -luck)
     return {"prompt": prompt, "sides": sides}
 
 

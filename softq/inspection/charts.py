@@ -74,11 +74,9 @@ def _thinned(points: Iterable[Sequence[float | None]]) -> tuple[int, list[Point]
 def _path(points: Sequence[Point], across: Scale, down: Scale) -> str:
     parts, drawing = [], False
     for x, y in points:
-        if not math.isnan(y):
-            parts.append(f"{'L' if drawing else 'M'}{across(x):g} {down(y):g}")
+        if not math.isnan(y):  # h0: a point alone is a dot, by the round end of a line
+            parts.append(f"L{across(x):g} {down(y):g}" if drawing else f"M{across(x):g} {down(y):g}h0")
         drawing = not math.isnan(y)
-    if len(parts) == 1:
-        parts.append("h1")  # one point alone is seen, too
     return "".join(parts)
 
 
