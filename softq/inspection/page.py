@@ -58,7 +58,7 @@ def html(report: Mapping[str, Any]) -> str:
         report=report,
         other=other,
         names=names(report),
-        places=_Places(report),
+        places=_places(report["pairs"]["columns"]),
         facts=_facts(report),
         style=style,
         script=script,
@@ -121,7 +121,7 @@ def scale(report: Mapping[str, Any]) -> dict[str, float]:
     for of in (report, report.get("other")):
         for side in _sample(of["blocks"] if of else ()):
             for name, values in found.items():
-                values += [abs(value) for value in side[name] or ()]
+                values += [abs(value) for value in side[name] or () if value is not None]
     return {name: (_quantile(values) or UNITS) / UNITS for name, values in found.items()}
 
 
@@ -152,24 +152,18 @@ def _for_scripts(report: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-class _Places(dict[int, str]):
-    """Where in the files a record stands; "" for those that are not among the pairs."""
-
-    def __init__(self, report: Mapping[str, Any]) -> None:
-        columns = report["pairs"]["columns"]
-        super().__init__(zip(columns.get("record", ()), columns.get("where", ()), strict=True))
-
-    def __missing__(self, record: int) -> str:
-        return ""
+def _places(columns: Mapping[str, Any]) -> dict[int, str | None]:
+    """Where in the files the records of the page stand."""
+    records = columns.get("record") or []
+    return dict(zip(records, columns.get("where") or [None] * len(records), strict=True))
 
 
 def _facts(report: Mapping[str, Any]) -> list[tuple[str, Any]]:
     """The facts as rows to read, in their order."""
     found = []
     for name, value in report["facts"].items():
-        text = ", ".join(map(str, value)) if isinstance(value, list | tuple) else value
-        found.append((name, {None: "none"}.get(text, text)))
-    return found
+        found.append((name, ", ".join(map(str, value)) if isinstance(value, list | tuple) else value))
+    return [(name, "none" if value is None else value) for name, value in found]
 
 
 def _curves(report: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -3,7 +3,7 @@
 const given = JSON.parse(document.getElementById("report").textContent);
 const columns = given.pairs.columns;
 const records = columns.record ?? [];
-const rowOf = new Map(records.map((record, row) => [record, row]));
+const rowOf = new Map(records.map((record, row) => [record, row]).reverse()); // the first row of each
 const BLOCK = 64; // pairs in a block
 const KEPT = 12; // blocks that stay unpacked
 const UNIT = 1e-4; // of the numbers in a block

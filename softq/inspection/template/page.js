@@ -58,6 +58,7 @@ function show(found, of, going = "") {
   const from = of < records.length ? ` of ${thousands(of)}` : "";
   status.replaceChildren(`${thousands(found.length)}${search.value.trim() ? from || ` of ${thousands(records.length)}` : ""} ${what}`);
   if (!search.value.trim() && orders[Number(order.value)]) status.append(`, ${orders[Number(order.value)].told}`);
+  if (given.pairs.of > records.length) status.append(`; the page carries ${thousands(records.length)} of ${thousands(given.pairs.of)}`);
   if (going) status.append(`; ${going}`);
   if (only) {
     const all = make("button", "", `Not only those of ${only.name}`);

@@ -96,7 +96,7 @@ function pairElement(row) {
   element.tabIndex = -1;
   element.setAttribute("role", "listitem");
   element.setAttribute("aria-label", `record ${records[row]}`);
-  const sides = make("div", `sides ${SIDES.length > 1 ? "" : "one"}`);
+  const sides = make("div", `sides${SIDES.length > 1 ? "" : " one"}${policies.length > 1 ? " both" : ""}`);
   element.append(make("div", "sheet", head(row), prompt(known("prompt", row) ?? ""), sides));
   const pairs = policies.map((policy) => policy.blocks.peek(row));
   const fill = (all) => sides.append(...SIDES.map((side) => sideElement(side, row, all)));
@@ -114,13 +114,15 @@ function head(row) {
   }
   const noise = known("noise", row);
   if (noise !== null) header.append(make("span", "", `label wrong: ${percent(Math.log(noise))}`));
+  const sums = make("span", "sums");
   for (const policy of policies) {
     const margin = known("margin", row, policy.columns);
     if (margin === null) continue;
     const says = margin > 0 ? "prefers chosen" : margin < 0 ? "prefers rejected" : "undecided";
     const name = policies.length > 1 ? `${policy.name} ` : "";
-    header.append(make("span", "sum", `${name}${says} `, make("b", "", signed(margin))));
+    sums.append(make("span", "", `${name}${says} `, make("b", "", signed(margin))));
   }
+  header.append(sums);
   return header;
 }
 
@@ -160,7 +162,9 @@ function sideElement(name, row, pairs) {
 
 function sideHead(title, name, row, policy) {
   const heading = make("h4", "", title);
-  if (policies.length > 1) heading.append(make("span", "", policy.name));
+  if (policies.length > 1) {
+    heading.append(make("span", "", make("i", `dot ${policy === policies[0] ? "own" : "theirs"}`), ` ${policy.name}`));
+  }
   const tokens = known(`${name}_tokens`, row, policy.columns);
   const moved = known(`${name}_moved`, row, policy.columns);
   const reward = known(`${name}_reward`, row, policy.columns);
@@ -170,7 +174,7 @@ function sideHead(title, name, row, policy) {
   return heading;
 }
 
-addEventListener("scroll", () => (hush(), soon()), { passive: true });
+addEventListener("scroll", () => (follow(), soon()), { passive: true });
 addEventListener("resize", () => {
   rows.forEach((row) => drawn.has(row) || (heights[row] = 0));
   arrange();

@@ -24,6 +24,13 @@ function hush() {
   tip.hidden = true;
 }
 
+// After scrolling: beside its token again, or away with the token.
+function follow() {
+  const box = told?.getClientRects()[0];
+  if (box && box.bottom > 0 && box.top < innerHeight) place(box);
+  else hush();
+}
+
 // Marks a place on the curve of the running sum.
 function here(element, path) {
   element?.closest(".said")?.querySelector(".here")?.setAttribute("d", path);
@@ -40,7 +47,7 @@ function place(box) {
 }
 
 function heading(unit, { side }) {
-  const text = make("bdi", "", ...visible(unit.text || "∅"));
+  const text = literal(unit.text);
   const count = unit.to - unit.from;
   const place = count > 1 ? `tokens ${unit.from + 1} to ${unit.to}` : `token ${unit.to}`;
   return make("p", "text", text, make("span", "", `${place} of ${side.text.length}`));
@@ -74,21 +81,24 @@ function alternatives(unit, { side, policy }) {
   const rows = side.top[unit.from].map((index, n) => {
     const both = [percent(side.top_logp[unit.from][n] * UNIT)];
     if (side.top_ref_logp) both.push(percent(side.top_ref_logp[unit.from][n] * UNIT));
-    return [strings[index], ...both];
+    return [literal(strings[index]), ...both];
   });
   const from = unit.from;
   const most = side.top[from].indexOf(side.text[from]);
   if (most < 0) {
     const own = [percent(side.logp[from] * UNIT), ...(side.ref_logp ? [percent(side.ref_logp[from] * UNIT)] : [])];
-    rows.push([unit.text, ...own]);
+    rows.push([literal(unit.text), ...own]);
   }
   return table(["Likeliest here", "π", ...(side.top_ref_logp ? ["π_ref"] : [])], rows, most < 0 ? rows.length - 1 : most);
 }
 
+// A token's text letter by letter, its spaces as dots.
+function literal(text) {
+  return make("bdi", "", ...(text === "" ? ["∅"] : visible(text.replace(/ /g, "·"))));
+}
+
 function table(names, rows, own = -1) {
-  const cells = (values, tag) =>
-    values.map((value, n) => make(n ? tag : "th", n ? "right" : "", ...(n || tag === "th" ? [value] : [make("bdi", "", ...text(value))])));
-  const text = (value) => (value === "" ? ["∅"] : visible(value.replace(/ /g, "·")));
+  const cells = (values, tag) => values.map((value, n) => make(n ? tag : "th", n ? "right" : "", value));
   const body = rows.map((row, n) => make("tr", n === own ? "it" : "", ...cells(row, "td")));
   return make("table", "", make("thead", "", make("tr", "", ...cells(names, "th"))), make("tbody", "", ...body));
 }
