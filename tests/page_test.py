@@ -29,7 +29,7 @@ def test_what_data_says_is_text_in_every_place(page: str) -> None:
 
 
 def test_the_data_comes_back_as_it_was() -> None:
-    report = made(40)
+    report = made(64)
     (text,) = re.findall(r'<script type="application/json" id="report">(.*?)</script>', html(report), re.DOTALL)
     said = json.loads(text)
     assert said["pairs"] == report["pairs"]
