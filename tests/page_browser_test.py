@@ -61,7 +61,7 @@ def opened(browser: Any, files: Callable[[str], Path]) -> Iterator[Open]:
         page.set_default_timeout(10_000)
         page.on("console", lambda message: said.append(message.text))
         page.on("pageerror", lambda error: said.append(str(error)))
-        page.on("request", lambda request: said.append(request.url) if "file:" not in request.url[:5] else None)
+        page.on("request", lambda request: request.url.startswith(("file:", "blob:")) or said.append(request.url))
         page.goto(files(name).as_uri() + hash)
         pages.append(page)
         return page
@@ -216,7 +216,7 @@ def test_filter_and_search(opened: Open) -> None:
     page.fill("#search", "DONAUDAMPF")  # of a completion only
     page.wait_for_function("document.querySelector('#status').textContent === '1 of 120 pairs'")
     page.wait_for_selector(".pair .tok")
-    assert records(page) == [136]
+    assert records(page) == [110]
     page.fill("#search", "<script>alert(1)")
     page.wait_for_function("document.querySelector('#status').textContent === '1 of 120 pairs'")
     assert records(page) == [84]

@@ -122,7 +122,12 @@ def _whisker(figure: Mapping[str, Any], values: Sequence[float] | None) -> dict[
     share = figure["unit"] == "share" and max(values) <= 1 and min(values) >= 0
     low, high = (0.0, 1.0) if share else _wide(values)
     across = Scale(low, high, 5, WHISKER - 5)
-    return {"x": across(figure["value"]), "low": across(interval[0]), "high": across(interval[1]), "zero": across(0.5 if share else 0)}
+    return {
+        "x": across(figure["value"]),
+        "low": across(interval[0]),
+        "high": across(interval[1]),
+        "zero": across(0.5 if share else 0),
+    }
 
 
 def _finite(values: Iterable[float | None]) -> list[float]:

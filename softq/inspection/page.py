@@ -68,7 +68,9 @@ def html(report: Mapping[str, Any]) -> str:
         scale=scale(report),
         levels=LEVELS,
         curves=_curves(report),
-        reliability=[{"name": each["name"], **reliability(each["bins"])} for each in report["reliability"] if each["bins"]],
+        reliability=[
+            {"name": each["name"], **reliability(each["bins"])} for each in report["reliability"] if each["bins"]
+        ],
         sections=_sections(report),
         numbers=_numbers(report),
     )
@@ -112,7 +114,9 @@ def names(report: Mapping[str, Any]) -> tuple[str, str]:
     short = [name.rstrip("/").rsplit("/", 1)[-1] for name in both]
     if len(short) == 1:
         return short[0], ""
-    return (short[0], short[1]) if short[0] != short[1] else (both[0], both[1] if both[0] != both[1] else f"{both[1]} (2)")
+    return (
+        (short[0], short[1]) if short[0] != short[1] else (both[0], both[1] if both[0] != both[1] else f"{both[1]} (2)")
+    )
 
 
 def scale(report: Mapping[str, Any]) -> dict[str, float]:

@@ -72,6 +72,7 @@ function show(found, of, going = "") {
 let matching = [];
 function cut() {
   rows = matching.slice(0, limit);
+  placeOf = new Map(rows.map((row, n) => [row, n]));
   more.hidden = matching.length <= FEW;
   more.textContent = limit === FEW ? `Show all ${thousands(matching.length)}` : "Show a few";
   arrange();
@@ -95,13 +96,13 @@ async function open(record) {
     search.value = source.value = "";
     await update();
   }
-  if (!rows.includes(row)) all(true);
+  if (!placeOf.has(row)) all(true);
   go(row);
   for (const element of list.children) element.classList.toggle("called", element.row === row);
 }
 
 function go(row) {
-  scrollTo(0, top() + offsets[rows.indexOf(row)] - edge() - 8);
+  scrollTo(0, top() + offsets[placeOf.get(row)] - edge() - 8);
   paint();
   drawn.get(row)?.focus({ preventScroll: true });
 }
@@ -114,7 +115,7 @@ function followed() {
 // From a pair to the next one or the one before, and to its first token.
 function step(by) {
   const current = document.activeElement?.closest(".pair");
-  const row = rows[current ? rows.indexOf(current.row) + by : 0];
+  const row = rows[current ? placeOf.get(current.row) + by : 0];
   if (row === undefined) return;
   go(row);
   const first = drawn.get(row)?.querySelector(".tok");

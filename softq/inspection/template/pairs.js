@@ -9,6 +9,7 @@ const field = (name) => document.getElementById(name);
 const heights = new Float64Array(records.length); // seen, or 0
 const drawn = new Map(); // row -> element
 let rows = []; // in the order in which they are shown
+let placeOf = new Map(); // row -> its place among them
 let offsets = [0]; // px from the top of the list, one more than rows
 let limit = FEW;
 let only = null; // { name, records }: of a finding
@@ -16,9 +17,9 @@ let only = null; // { name, records }: of a finding
 const watcher = new ResizeObserver((entries) => {
   const anchor = rows[at(scrollY + edge() + 16 - top())];
   for (const { target } of entries) if (target.isConnected) heights[target.row] = target.offsetHeight;
-  const before = offsets[rows.indexOf(anchor)];
+  const before = offsets[placeOf.get(anchor)];
   arrange();
-  const moved = offsets[rows.indexOf(anchor)] - before;
+  const moved = offsets[placeOf.get(anchor)] - before;
   if (moved && scrollY + edge() > top()) scrollBy(0, moved);
   paint();
 });
@@ -49,10 +50,7 @@ function arrange() {
   offsets = [0];
   for (const row of rows) offsets.push(offsets.at(-1) + (heights[row] || guess(row)));
   list.style.height = `${offsets.at(-1)}px`;
-  rows.forEach((row, n) => {
-    const element = drawn.get(row);
-    if (element) element.style.transform = `translateY(${offsets[n]}px)`;
-  });
+  for (const [row, element] of drawn) element.style.transform = `translateY(${offsets[placeOf.get(row)] ?? 0}px)`;
 }
 
 function paint() {
@@ -62,17 +60,16 @@ function paint() {
   const wanted = rows.length > FEW ? near : rows; // a few are always there, to be printed, too
   const keep = new Set(wanted);
   for (const [row, element] of drawn) {
-    if (keep.has(row) || (element.contains(document.activeElement) && rows.includes(row))) continue;
+    if (keep.has(row) || (element.contains(document.activeElement) && placeOf.has(row))) continue;
     watcher.unobserve(element);
     element.remove();
     drawn.delete(row);
   }
   for (const row of wanted) if (!drawn.has(row)) drawn.set(row, pairElement(row));
-  const place = new Map(rows.map((row, n) => [row, n]));
-  [...drawn.keys()].sort((a, b) => place.get(a) - place.get(b)).forEach((row, n) => {
+  [...drawn.keys()].sort((a, b) => placeOf.get(a) - placeOf.get(b)).forEach((row, n) => {
     const element = drawn.get(row);
-    element.style.transform = `translateY(${offsets[place.get(row)]}px)`;
-    element.setAttribute("aria-posinset", place.get(row) + 1);
+    element.style.transform = `translateY(${offsets[placeOf.get(row)]}px)`;
+    element.setAttribute("aria-posinset", placeOf.get(row) + 1);
     element.setAttribute("aria-setsize", rows.length);
     if (list.children[n] !== element) list.insertBefore(element, list.children[n] ?? null);
     watcher.observe(element);
