@@ -393,7 +393,7 @@ def test_two_policies_on_the_same_pairs(opened: Open) -> None:
     for place, side in zip(said.all(), (sides("other", 8)["chosen"], theirs), strict=True):
         place.locator(".tok").nth(3).hover()
         assert told(page)["reward"] == minus(f"{side['reward'][3] / 1e4:+.4f}")
-    assert [place.inner_text().split("\n")[0] for place in page.locator(".verdict .policy").all()] == [
+    assert [place.inner_text().strip() for place in page.locator(".verdict .policy").all()] == [
         "aligned",
         "other",
     ]

@@ -88,9 +88,7 @@ def shown(value: float | None, unit: str = "") -> str:
         return "–"
     if unit == "share":
         text = f"{100 * value:.1f}".removesuffix(".0") + "%"
-    elif value == int(value) and abs(value) < 1e9:
-        text = f"{value:,.0f}"
-    elif abs(value) >= 1000:
+    elif value == int(value) or abs(value) >= 1000:
         text = f"{value:,.0f}"
     else:
         text = f"{value:#.3g}".removesuffix(".")

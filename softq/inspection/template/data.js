@@ -6,7 +6,7 @@ const records = columns.record ?? [];
 const rowOf = new Map(records.map((record, row) => [record, row]).reverse()); // the first row of each
 const BLOCK = 64; // pairs in a block
 const KEPT = 12; // blocks that stay unpacked
-const UNIT = 1e-4; // of the numbers in a block
+const UNITS = 1e4; // of the numbers in a block: 12345 is 1.2345
 const SIDES = given.kind === "pairs" ? ["chosen", "rejected"] : ["chosen"];
 
 class Blocks {

@@ -59,7 +59,7 @@ function numbers(unit, { side, running }) {
   put("log π", number(sum(side.logp, unit)));
   if (side.ref_logp) put("log π_ref", number(sum(side.ref_logp, unit)));
   if (side.reward) put("reward", signed(sum(side.reward, unit), 4));
-  put(side.reward ? "sum so far" : "log π so far", signed(running[unit.to - 1] * UNIT, side.reward ? 4 : 3));
+  put(side.reward ? "sum so far" : "log π so far", signed(running[unit.to - 1] / UNITS, side.reward ? 4 : 3));
   put("entropy", number(sum(side.entropy, unit)));
   if (side.kl) put("KL", number(sum(side.kl, unit)));
   put("likelier ones", unit.to - unit.from > 1 ? "–" : thousands(side.rank[unit.from]));
@@ -71,7 +71,7 @@ function members(unit, { side }) {
   if (unit.to - unit.from < 2) return [];
   const rows = [];
   for (let at = unit.from; at < unit.to; at++) {
-    rows.push([`token ${at + 1}`, number(side.logp[at] * UNIT), ...(side.reward ? [signed(side.reward[at] * UNIT, 4)] : [])]);
+    rows.push([`token ${at + 1}`, number(side.logp[at] / UNITS), ...(side.reward ? [signed(side.reward[at] / UNITS, 4)] : [])]);
   }
   return [table(["One character", "log π", ...(side.reward ? ["reward"] : [])], rows)];
 }
@@ -79,14 +79,14 @@ function members(unit, { side }) {
 function alternatives(unit, { side, policy }) {
   const strings = policy.blocks.strings;
   const rows = side.top[unit.from].map((index, n) => {
-    const both = [percent(side.top_logp[unit.from][n] * UNIT)];
-    if (side.top_ref_logp) both.push(percent(side.top_ref_logp[unit.from][n] * UNIT));
+    const both = [percent(side.top_logp[unit.from][n] / UNITS)];
+    if (side.top_ref_logp) both.push(percent(side.top_ref_logp[unit.from][n] / UNITS));
     return [literal(strings[index]), ...both];
   });
   const from = unit.from;
   const most = side.top[from].indexOf(side.text[from]);
   if (most < 0) {
-    const own = [percent(side.logp[from] * UNIT), ...(side.ref_logp ? [percent(side.ref_logp[from] * UNIT)] : [])];
+    const own = [percent(side.logp[from] / UNITS), ...(side.ref_logp ? [percent(side.ref_logp[from] / UNITS)] : [])];
     rows.push([literal(unit.text), ...own]);
   }
   return table(["Likeliest here", "π", ...(side.top_ref_logp ? ["π_ref"] : [])], rows, most < 0 ? rows.length - 1 : most);

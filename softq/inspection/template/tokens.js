@@ -21,7 +21,7 @@ function unitsOf(side, strings) {
 function sum(values, unit) {
   let total = 0;
   for (let at = unit.from; at < unit.to; at++) total += values[at];
-  return total * UNIT;
+  return total / UNITS;
 }
 
 // The class of the colour: n and p on either side of 0, s for surprise where there is no reward.
