@@ -298,7 +298,7 @@ def _curves() -> list[dict[str, Any]]:
             "unit": "nats",
             "x": "step",
             "from": "metrics.jsonl",
-            "lines": [line("chosen ", -1.9, 0.2), line("rejected ", -10.2, 0.4)],
+            "lines": [line("chosen ", -1.9, 0.2), line("rejected ", -10.2, 0.4), line("chosen , held out", -2.1, 0.1)],
         },
         {
             "title": "KL",

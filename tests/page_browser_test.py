@@ -106,7 +106,7 @@ def test_ten_seconds(opened: Open) -> None:
     page = opened("pairs")
     assert page.locator("h1").inner_text() == "Healthy"
     numbers = page.locator(".numbers .value")
-    assert [text.replace("\xa0", " ") for text in numbers.all_inner_texts()] == ["71.4%", "+0.831 reward", "−1.90 nats"]
+    assert [text.replace("\xa0", " ") for text in numbers.all_inner_texts()] == ["71.4%", "0.831 reward", "−1.90 nats"]
     for place in [page.locator("h1"), *numbers.all()]:
         box = place.bounding_box()
         assert 0 < box["y"] < box["y"] + box["height"] < 844

@@ -10,7 +10,7 @@ import pytest
 from made_report import EVIL, figure, made
 
 from softq.inspection.charts import curve, reliability, whiskers
-from softq.inspection.page import embedded, html, names, scale, shown, signed
+from softq.inspection.page import embedded, html, names, scale, shown
 
 CURVE = {"title": "t", "unit": "", "x": "step", "from": "f"}
 
@@ -125,12 +125,6 @@ def test_numbers_as_people_write_them(value: float | None, unit: str, text: str)
     assert shown(value, unit) == text
 
 
-def test_rewards_have_a_sign_and_shares_have_none() -> None:
-    assert signed(0.25, "reward") == "+0.250"
-    assert signed(-0.25, "reward") == "−0.250"
-    assert signed(0.25, "share") == "25%"
-
-
 def test_the_strongest_colour_is_a_high_quantile() -> None:
     report = made(64)
     values = sorted(abs(value) for pair in _pairs(report) for side in pair.values() for value in side["reward"])
@@ -157,6 +151,28 @@ def test_a_curve_has_its_points_where_they_are() -> None:
     assert down[1] < down[2] < down[0]  # upwards is more
     assert down[2] == pytest.approx((down[0] + down[1]) / 2, abs=0.1)
     assert line["last"] == 0.5
+
+
+def test_what_is_held_out_has_the_colour_of_its_curve() -> None:
+    names = ["chosen", "rejected", "chosen, held out", "rejected, held out"]
+    drawn = curve({**CURVE, "lines": [{"name": name, "points": [[0, 0.0], [1, 1.0]]} for name in names]})
+    assert drawn is not None
+    assert [(line["colour"], line["beside"]) for line in drawn["lines"]] == [
+        (1, False),
+        (2, False),
+        (1, True),
+        (2, True),
+    ]
+
+
+def test_a_finding_of_the_data_stands_there_once() -> None:
+    report = made(10)
+    report["data"].append(report["sections"][3]["findings"][0])
+    text = html(report)
+    assert text.count("58% of the mean margin") == 2
+    assert text.count('id="finding-credit/end"') == 1
+    assert text.count('<a href="#finding-credit/end">Which ones</a>') == 1
+    assert text.count('<a href="#pair=8" title="record 8">') == 1
 
 
 def test_long_curves_are_means() -> None:

@@ -45,9 +45,10 @@ def curve(chart: Mapping[str, Any], other: Mapping[str, Any] | None = None) -> d
         {"name": name, "kind": kind, "path": _path(points, across, down), "last": _last(points), "each": each}
         for name, kind, each, points in thin
     ]
-    names = list(dict.fromkeys(line["name"] for line in drawn))
-    for line in drawn:
-        line["colour"] = names.index(line["name"]) % 4 + 1
+    names = list(dict.fromkeys(line["name"].split(",")[0] for line in drawn))
+    for line in drawn:  # "chosen, held out" has the colour of "chosen" and is broad and pale
+        name, *more = line["name"].split(",")
+        line |= {"colour": names.index(name) % 4 + 1, "beside": bool(more)}
     return {"lines": drawn, "x": across.marks(4), "y": down.marks(4), "each": max(each for _, _, each, _ in thin)}
 
 

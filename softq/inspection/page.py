@@ -47,7 +47,7 @@ def html(report: Mapping[str, Any]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"shown": shown, "signed": signed, "number": count}
+    environment.filters |= {"shown": shown, "number": count}
     other = report.get("other")
     colours = {"low": LOW, "high": HIGH, "shades": SHADES}
     style = environment.get_template("page.css").render(colours)
@@ -59,6 +59,7 @@ def html(report: Mapping[str, Any]) -> str:
         other=other,
         names=names(report),
         places=_places(report["pairs"]["columns"]),
+        elsewhere={finding["name"] for finding in report["data"]},
         facts=_facts(report),
         style=style,
         script=script,
@@ -93,12 +94,6 @@ def shown(value: float | None, unit: str = "") -> str:
     else:
         text = f"{value:#.3g}".removesuffix(".")
     return text.replace("-", "−")
-
-
-def signed(value: float | None, unit: str = "") -> str:
-    """The same with a sign in front, but for shares and counts, which have none."""
-    text = shown(value, unit)
-    return f"+{text}" if value is not None and value > 0 and unit in {"reward", "nats"} else text
 
 
 def count(value: int) -> str:

@@ -123,15 +123,18 @@ function head(row) {
   return header;
 }
 
+// The prompt from its end, where the question stands, without the blank lines around and in it.
 function prompt(text) {
   const element = make("div", "prompt");
   element.dir = "auto";
-  element.append(...visible(text.slice(0, text.length > LONG ? LONG : undefined)));
-  if (text.length > LONG) {
-    const all = make("button", "", "… all of the prompt");
+  const lines = text.trim().replace(/\n\s*\n/g, "\n");
+  const put = (part) => part.split("\n").flatMap((line, n) => (n ? ["\n", ...visible(line)] : visible(line)));
+  element.append(...put(lines.slice(-LONG)));
+  if (lines.length > LONG) {
+    const all = make("button", "", "All of the prompt …");
     all.type = "button";
-    all.addEventListener("click", () => element.replaceChildren(...visible(text)));
-    element.append(all);
+    all.addEventListener("click", () => element.replaceChildren(...put(lines)));
+    element.prepend(all, " ");
   }
   return element;
 }

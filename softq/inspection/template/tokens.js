@@ -38,7 +38,8 @@ function token(unit, at, side, shared) {
   span.tabIndex = -1;
   if (unit.from < shared) span.classList.add("common");
   else if (unit.from === shared || unit.to === shared + 1) span.classList.add("parting");
-  if (SPECIAL.test(unit.text)) span.classList.add("special");
+  const last = unit.to === side.text.length && /^\s*<[^<>]+>$/.test(unit.text); // most likely an end token
+  if (SPECIAL.test(unit.text) || last) span.classList.add("special");
   else {
     if (/^ /.test(unit.text)) span.classList.add("lead-space");
     else if (/ $/.test(unit.text)) span.classList.add("trail-space");
