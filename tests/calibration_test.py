@@ -31,8 +31,8 @@ EIGHT = [logit(0.6)] * 3 + [-logit(0.6)] + [logit(0.9)] * 2 + [-logit(0.9)] * 2
 
 def test_a_curve_by_hand() -> None:
     low, high = curve(np.array(EIGHT), 2)
-    assert low == pytest.approx(Bin(0.6, *share(3, 4), 4))
-    assert high == pytest.approx(Bin(0.9, *share(2, 4), 4))
+    assert low == pytest.approx(Bin(0.6, *share(3, 4), 4, 0.6, 0.6))
+    assert high == pytest.approx(Bin(0.9, *share(2, 4), 4, 0.9, 0.9))
     (tied,) = curve(np.zeros(4))
     assert (tied.confidence, tied.right, tied.pairs) == (0.5, 0.5, 4)
 

@@ -28,6 +28,8 @@ class Bin(NamedTuple):
     low: float  # Wilson's 95 % interval of that share
     high: float
     pairs: int
+    least: float  # the least σ(|margin|) of its pairs
+    most: float
 
 
 def confidence(margin: np.ndarray) -> np.ndarray:
@@ -41,7 +43,8 @@ def curve(margin: np.ndarray, bins: int = BINS) -> list[Bin]:
     found = []
     for of in (which == number for number in np.unique(which)):
         value, low, high = share(float(right[of].sum()), int(of.sum()))
-        found.append(Bin(float(sure[of].mean()), value, low, high, int(of.sum())))
+        ends = float(sure[of].min()), float(sure[of].max())
+        found.append(Bin(float(sure[of].mean()), value, low, high, int(of.sum()), *ends))
     return found
 
 

@@ -1,0 +1,78 @@
+"""Every measure of a scored data set, in the order in which a reader asks: one table, a line a measure."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+from softq.inspection import accuracy, calibration, credit, information, ranking, segments
+from softq.inspection.figures import Figure, Finding, as_json
+from softq.inspection.shelf import Shelf
+
+
+class Measure(NamedTuple):
+    """A measure: what it is called, what it asks, and what computes it. It gives nothing where it does not apply."""
+
+    title: str
+    told: str
+    figures: Callable[[Shelf], list[Figure]]
+    findings: Callable[[Shelf], list[Finding]] = lambda shelf: []
+
+
+MEASURES: dict[str, Measure] = {
+    "accuracy": Measure(
+        "Accuracy of the implicit reward",
+        "Does the policy hold the chosen completion for the better one, and is it more than length?",
+        accuracy.figures,
+        accuracy.findings,
+    ),
+    "ranking": Measure(
+        "Ranking, and what can be learned",
+        "Is the chosen completion also the likelier one, and could it be at this β from this reference?",
+        ranking.figures,
+        ranking.findings,
+    ),
+    "calibration": Measure(
+        "Calibration of the margins",
+        "Is the margin as sure as it is right?",
+        calibration.figures,
+        calibration.findings,
+    ),
+    "credit": Measure(
+        "Credit: where the margin comes from",
+        "Which tokens have the reward: where the two part, the end, a few, or all of them?",
+        credit.figures,
+        credit.findings,
+    ),
+    "segments": Measure(
+        "Credit by sentence, line and step",
+        "How much of a completion's reward is in one of its sentences, lines or steps?",
+        segments.figures,
+    ),
+    "information": Measure(
+        "Differential information",
+        "Of the policy's own samples: did training reinforce a few completions, or many?",
+        information.figures,
+    ),
+}
+
+
+class Section(NamedTuple):
+    """What one measure came to."""
+
+    name: str
+    title: str
+    told: str
+    figures: Sequence[Figure]
+    findings: Sequence[Finding]
+
+    def as_json(self) -> dict[str, Any]:
+        """Ready for JSON."""
+        items = {name: [as_json(item) for item in getattr(self, name)] for name in ("figures", "findings")}
+        return {**self._asdict(), **items}
+
+
+def sections(shelf: Shelf) -> Iterator[Section]:
+    """What the measures that apply came to, in order. Nothing of a data set without records."""
+    for name, measure in MEASURES.items() if shelf.facts["records"] else ():
+        figures, findings = measure.figures(shelf), measure.findings(shelf)
+        if figures or findings:
+            yield Section(name, measure.title, measure.told, figures, findings)
