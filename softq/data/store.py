@@ -62,6 +62,8 @@ class Records(Sequence[Encoded]):
             if not file.name.startswith("where."):
                 with file.open("rb") as content:
                     digest.update(f"{file.name} {hashlib.file_digest(content, 'sha256').hexdigest()}\n".encode())
+        if self.whole is not None:
+            digest.update(self.of.tobytes())
         return digest.hexdigest()
 
     def take(self, numbers: Sequence[int] | np.ndarray) -> "Records":

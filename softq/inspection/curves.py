@@ -79,16 +79,22 @@ def logged(path: Path, beta: float | None = None) -> list[Curve]:
         for name, value in entry.items():
             if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
                 lines.setdefault(name, []).append((entry["step"], float(value)))
-    if beta:
-        for name in [name for name in lines if name in MOVED]:
-            lines[MOVED[name]] = [(step, value / beta) for step, value in lines[name]]
+    for name in [name for name in MOVED if name in lines and beta]:
+        if not _without_reference(lines, name, beta or 1.0):
+            lines[MOVED[name]] = [(step, value / (beta or 1.0)) for step, value in lines[name]]
     plots = (*PLOTS[:3], Plot("Displacement: Δ log π against the reference", "nats", _sides("moved")), *PLOTS[3:])
     return [curve for plot in plots if (curve := _drawn(plot, lines, path.name)).lines]
 
 
-MOVED = {
-    f"{held}rewards/{side}": f"{held}moved/{side}" for held in ("", HELD) for side in SIDES
-}  # a reward, and the same in nats
+MOVED = {f"{held}rewards/{side}": f"{held}moved/{side}" for held in ("", HELD) for side in SIDES}
+"""A reward, and the same in nats."""
+
+
+def _without_reference(lines: Mapping[str, Sequence[Point]], name: str, beta: float) -> bool:
+    """Whether a reward is β log π: what methods without a reference log under its name."""
+    logps = dict(lines.get(name.replace("rewards", "logps"), ()))
+    both = [(value, beta * logps[step]) for step, value in lines[name] if step in logps]
+    return bool(both) and all(math.isclose(*each, rel_tol=1e-2) for each in both)
 
 
 def _drawn(plot: Plot, lines: Mapping[str, Sequence[Point]], source: str) -> Curve:

@@ -72,11 +72,23 @@ def scored(asked: Asked) -> Iterator[Note | Part | Fold]:
     _check_fresh(asked.fresh, chosen.reference)
     yield from map(Note, chosen.notes)
     fit = _cross_fit(asked, chosen)
-    _claim(asked)
+    claim(asked.output)
     data, loaded, ends = _opened(asked, chosen, device)
     if fit is not None:
         check_data(fit, data)
     yield from map(Note, (*data.ledger.lines(), *loaded.notes))
+    yield from written(asked, chosen, data, loaded, ends)
+    if fit is not None:
+        read_by = "policy" if fit.settings.model == asked.policy else "reference"
+        tokenizer, mark = loaded.tokenizer, facts(asked.output)[read_by]["fingerprint"]
+        del loaded  # to make room for what is trained
+        yield from _crossed(asked, fit, data, tokenizer, mark)
+
+
+def written(
+    asked: Asked, chosen: Choice, data: Dataset, loaded: Loaded, ends: frozenset[int] = frozenset()
+) -> Iterator[Note | Part]:
+    """Score what is not scored yet of data that is read, by models that are loaded, and write it; `ends` end fresh samples."""
     budget = asked.tokens_per_micro or default_budget(loaded.models)
     of = Scoring(asked.output, data, loaded, 1.0 if chosen.beta is None else chosen.beta, budget)
     said = _facts(asked, chosen, of)
@@ -101,13 +113,6 @@ def scored(asked: Asked) -> Iterator[Note | Part | Fold]:
     ranks.wait()
     if ranks.first():
         write_json(asked.output / FACTS, {**said, "finished": True})
-    if fit is not None:
-        tokenizer, mark = (
-            loaded.tokenizer,
-            said["policy" if fit.settings.model == asked.policy else "reference"]["fingerprint"],
-        )
-        del of, loaded  # to make room for what is trained
-        yield from _crossed(asked, fit, data, tokenizer, mark)
 
 
 def _cross_fit(asked: Asked, chosen: Choice) -> CrossFit | None:
@@ -177,9 +182,8 @@ def _check_fresh(count: int, reference: str | None) -> None:
         )
 
 
-def _claim(asked: Asked) -> None:
-    """OutputError where the output holds what softq score did not write."""
-    there = asked.output
+def claim(there: Path) -> None:
+    """OutputError where an output holds what softq score did not write."""
     if there.is_dir() and any(there.iterdir()) and not (there / FACTS).is_file():
         raise OutputError(f"--output {there} is not empty, and softq score did not write what is there; give another")
     if there.exists() and not there.is_dir():
