@@ -114,7 +114,7 @@ def test_the_verdict_is_that_of_the_worst_finding(tmp_path: Path) -> None:
     shelf = scored(tmp_path, [(said(-0.5), said(-1.5))] * 4, beta=0.1)
     of = report(shelf, calm)["verdict"]
     assert of["level"] == "expected"
-    assert "of 4 pairs the reward ranks 100% as people did" in of["told"]
+    assert "Of 4 pairs the reward ranks 100% as people did" in of["told"]
     assert "chosen answers became more likely than under the reference, by 0.5 nats" in of["told"]
     right, moved, kl = of["numbers"]
     assert (right["value"], moved["value"], kl["value"]) == (1.0, 0.5, 0.125)
@@ -127,7 +127,7 @@ def test_the_verdict_is_that_of_the_worst_finding(tmp_path: Path) -> None:
     )
     of = report(shelf, run)["verdict"]
     assert (of["level"], of["act"]) == ("act", "stop")
-    assert of["told"] == "Something is wrong: it burns (and 1 more like it)."
+    assert of["told"] == "It burns (and 1 more as grave)."
 
 
 def test_what_is_wrong_with_the_data_names_records(tmp_path: Path) -> None:

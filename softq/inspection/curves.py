@@ -142,12 +142,16 @@ def trend(scored: Iterable[tuple[int, Shelf, Sequence[int] | None]]) -> list[Cur
         for name, value in means(shelf, records).items():
             lines.setdefault(name, []).append((step, value))
     plots = (
-        Plot("Reward", unit, _sides("reward") | {"completions": "reward"}),
-        Plot("Margin", unit, {"margin": "margin"}),
-        Plot("Pairs right", "share", {"right": "right"}),
-        Plot("Displacement: Δ log π against the reference", "nats", _sides("moved") | {"completions": "moved"}),
-        Plot("KL(π‖π_ref) along a completion", "nats", _sides("kl") | {"completions": "kl"}),
-        Plot("Log-probs of completions", "nats", _sides("logp") | {"completions": "logp"}),
+        Plot("Reward, by checkpoint", unit, _sides("reward") | {"completions": "reward"}),
+        Plot("Margin, by checkpoint", unit, {"margin": "margin"}),
+        Plot("Pairs right, by checkpoint", "share", {"right": "right"}),
+        Plot(
+            "Displacement: Δ log π against the reference, by checkpoint",
+            "nats",
+            _sides("moved") | {"completions": "moved"},
+        ),
+        Plot("KL(π‖π_ref) along a completion, by checkpoint", "nats", _sides("kl") | {"completions": "kl"}),
+        Plot("Log-probs of completions, by checkpoint", "nats", _sides("logp") | {"completions": "logp"}),
     )
     return [curve for plot in plots if (curve := _drawn(plot, lines, "checkpoints")).lines]
 

@@ -16,7 +16,6 @@ from softq.inspection.figures import Figure, Finding, as_json, bootstrapped
 from softq.inspection.shelf import Shelf
 
 LEVELS = ("expected", "watch", "act")
-OPENING = {"expected": "Nothing alarming", "watch": "Worth a look", "act": "Something is wrong"}
 
 
 class Verdict(NamedTuple):
@@ -36,12 +35,15 @@ def verdict(shelf: Shelf, findings: Sequence[Finding]) -> Verdict:
     """The worst finding decides; of several as bad, the first is told."""
     numbers = three(shelf)
     worst = max(findings, key=lambda finding: LEVELS.index(finding.level), default=None)
-    level = "expected" if worst is None else worst.level
-    if worst is None or level == "expected":
-        return Verdict(level, f"{OPENING[level]}: {_plainly(numbers)}.", "", numbers)
-    others = sum(finding.level == level for finding in findings) - 1
-    more = f" (and {others} more like it)" if others else ""
-    return Verdict(level, f"{OPENING[level]}: {worst.told}{more}.", worst.act, numbers)
+    if worst is None or worst.level == "expected":
+        return Verdict("expected", _sentence(_plainly(numbers)), "", numbers)
+    others = sum(finding.level == worst.level for finding in findings) - 1
+    more = f" (and {others} more as grave)" if others else ""
+    return Verdict(worst.level, _sentence(worst.told + more), worst.act, numbers)
+
+
+def _sentence(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:]}."
 
 
 def three(shelf: Shelf) -> list[Figure]:
