@@ -16,7 +16,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from softq.inspection.columns import schema
+from softq.inspection.columns import SIDES, schema
+from softq.inspection.pair import ScoredPair
 
 FACTS = "score.json"
 
@@ -64,6 +65,23 @@ class Shelf:
         """A table part by part; parts of two tables hold the same records."""
         for part in range(self.facts["parts"]):
             yield pq.read_table(place(self.directory, name, part), columns=columns)
+
+    def pair(self, record: int, completion: int = 0) -> ScoredPair:
+        """A record of pairs, or one completion of one of rows, with its tokens: what a notebook shows. ValueError where it is not
+        there."""
+        pairs = self.kind == "pairs"
+        key = [("record", "=", record), *([] if pairs else [("completion", "=", completion)])]
+        for part in range(self.facts["parts"]):
+            rows = pq.read_table(place(self.directory, self.kind, part), filters=key).to_pylist()
+            if rows:
+                tokens = pq.read_table(place(self.directory, "tokens", part), filters=key).to_pylist()
+                named = dict(enumerate(SIDES)) if pairs else {completion: "completion"}
+                sides = {name: [t for t in tokens if t["completion"] == k] for k, name in named.items()}
+                return ScoredPair(rows[0], sides, self.facts["unit"])
+        what = "" if pairs else f" with a completion {completion}"
+        raise ValueError(
+            f"{self.directory} holds no record {record}{what}: they go from 0 to {self.facts['records'] - 1}"
+        )
 
 
 def facts(directory: Path) -> Mapping[str, Any]:
