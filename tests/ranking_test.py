@@ -87,12 +87,12 @@ def test_what_can_not_be_learned_is_named_the_hardest_first(tmp_path: Path) -> N
     shelf = shelf_of(tmp_path, hard([edge + 1e-9, edge - 1e-9, 99.0, -99.0, 50.0]), beta=0.5)
     assert not_learnable(ranked(shelf), 0.5).tolist() == [2, 4, 0]
     (finding,) = findings(shelf)
-    assert (finding.level, list(finding.records)) == ("act", [2, 4, 0])
+    assert (finding.level, list(finding.records)) == ("watch", [2, 4, 0])
     assert "3 of 5 pairs (60.0%) can not be learned at β = 0.5" in finding.told
     assert f"{edge:.1f} nats" in finding.told
     assert findings(shelf_of(tmp_path / "easy", hard([0.0, -3.0, 3.0]), beta=0.5)) == []
     rare = findings(shelf_of(tmp_path / "rare", hard([99.0, *[0.0] * 30]), beta=0.5))
-    assert [each.level for each in rare] == ["watch"]
+    assert [each.level for each in rare] == ["expected"]
 
 
 def test_figures_by_hand(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from softq.inspection.shelf import Shelf
 ALPHA = 0.999  # of a label that has no doubt: with 1 every pair could be learned
 GRID = (0.01, 0.1, 1.0, 5.0, 10.0)  # β
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
-MANY = 0.05  # a share of pairs that can not be learned from which on something is to be done
+MANY = 0.05  # a share of pairs that can not be learned from which on they are worth a look: no run is ill for it
 
 
 class Ranked(NamedTuple):
@@ -152,7 +152,7 @@ def findings(shelf: Shelf) -> list[Finding]:
     return [
         Finding(
             "ranking/not_learnable",
-            "act" if part > MANY else "watch",
+            "watch" if part > MANY else "expected",
             f"{len(records)} of {len(pairs.record)} pairs ({part:.1%}) can not be learned at β = {beta:g}: the reference holds "
             f"the rejected completion likelier by {nats:.1f} nats or more, and so would the best policy",
             "lower β, begin from a reference trained on the chosen completions, or leave these pairs out",
