@@ -108,7 +108,7 @@ def shelved(margin: np.ndarray, longer: np.ndarray) -> list[Shelved]:
     return [Shelved(*(lengths if more else lengths[::-1]), value) for value, more in zip(margin, longer, strict=True)]
 
 
-def test_findings_say_swapped_tied_and_long(tmp_path: Path) -> None:
+def test_findings_say_swapped_tied_long_and_chance(tmp_path: Path) -> None:
     n = np.arange(40)
     swapped = findings(shelf_of(tmp_path / "1", shelved(np.where(n < 30, -1.0 - n, 1.0), n % 2 == 0)))
     assert [(each.name, each.level) for each in swapped] == [("accuracy/contrary", "act")]
@@ -120,4 +120,6 @@ def test_findings_say_swapped_tied_and_long(tmp_path: Path) -> None:
     assert [(each.name, each.level) for each in long] == [("accuracy/length", "watch")]
     good = findings(shelf_of(tmp_path / "4", shelved(np.where(n % 8 == 0, -1.0, 1.0), n % 3 == 0)))
     assert good == []
+    coin = findings(shelf_of(tmp_path / "5", shelved(np.where(n % 9 < 5, 1.0, -1.0), n % 2 == 0)))
+    assert [(each.name, each.level) for each in coin] == [("accuracy/chance", "watch")]
     assert len(swapped[0].records) <= accuracy.WORST

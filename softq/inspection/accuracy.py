@@ -175,12 +175,12 @@ def by_source(pairs: pa.Table, measure: Callable[[str, np.ndarray], Figure]) -> 
 
 
 def findings(shelf: Shelf) -> list[Finding]:
-    """Rewards that say the contrary of the labels, rewards that say nothing, and rewards that count tokens."""
+    """Rewards that say the contrary of the labels, or nothing, or that chance may have made, or that count tokens."""
     if shelf.kind != "pairs" or not shelf.compared:
         return []
     pairs = measured(shelf)
     known = {figure.name: figure for figure in whole(pairs)}
-    return [each for each in (_contrary(known, pairs), _tied(known), _lengths(known)) if each]
+    return [each for each in (_contrary(known, pairs), _tied(known), _chance(known), _lengths(known)) if each]
 
 
 def _contrary(known: Mapping[str, Figure], pairs: pa.Table) -> Finding | None:
@@ -205,6 +205,18 @@ def _tied(known: Mapping[str, Figure]) -> Finding | None:
     told = f"{ties.value:.1%} of {ties.of} pairs have two completions of the same reward"
     return Finding(
         "accuracy/tied", "act", told, "see whether the policy is the reference, or the completions are the same"
+    )
+
+
+def _chance(known: Mapping[str, Figure]) -> Finding | None:
+    every, ties = known["accuracy/half_ties"], known["accuracy/ties"]
+    if every.interval is None or not every.interval[0] <= 0.5 <= every.interval[1] or ties.value > 0.5:
+        return None
+    return Finding(
+        "accuracy/chance",
+        "watch",
+        f"the reward ranks {_told(every)} of {every.of} pairs right, which a coin might do too",
+        "score more pairs if these are few; else nothing that generalises was learned: train longer, or look at the data",
     )
 
 
