@@ -11,8 +11,8 @@ from rich.text import Text
 
 from softq.cli.printable import printable
 from softq.inspection.colour import ink, shade
-from softq.inspection.page import LEVELS
 from softq.inspection.packed import BLOCK, UNIT, unpacked
+from softq.inspection.page import LEVELS
 from softq.inspection.report import Report
 
 COLOURS = {"expected": "green", "watch": "yellow", "act": "red"}
@@ -143,7 +143,7 @@ def _tokens(side: Mapping[str, Any], strings: Sequence[str], strongest: float, c
     """Tokens on their colours, or with their numbers."""
     text = Text()
     for number, of in zip(side["text"], colours(side), strict=True):
-        said = printable(strings[number].replace("\n", "⏎").replace("\t", "⇥"))
+        said = printable(str(strings[number]).replace("\n", "⏎").replace("\t", "⇥"))
         colour = shade(of or 0, strongest)
         style = Style(color=ink(colour), bgcolor="#{:02x}{:02x}{:02x}".format(*colour)) if coloured else ""
         strong = not coloured and abs(of or 0) >= strongest / 2
