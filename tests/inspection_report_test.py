@@ -11,7 +11,7 @@ from scored import BETA, Said, scored
 
 from softq.inspection.figures import Finding, bootstrapped
 from softq.inspection.listed import chosen, listed
-from softq.inspection.packed import BLOCK, Item, Strings, blocks, unpacked
+from softq.inspection.packed import BLOCK, Item, Strings, blocks, unpacked, whole
 from softq.inspection.report import Ran, Subject, report
 
 
@@ -59,8 +59,13 @@ def test_blocks_hold_every_token(tmp_path: Path) -> None:
             assert got["rank"] == [1] * len(expected)
             assert [of["strings"][n] for n in got["top"][0]] == [expected[0][0], "other"]
             assert got["top_logp"][0] == [round(expected[0][1] * 1e4), -90_000]
-            assert got["top_ref_logp"][0] == [-10_000, None]  # -inf is no number
+            assert got["top_ref_logp"][0] == [-10_000, -80_000]
     assert len(set(of["strings"])) == len(of["strings"])
+
+
+def test_what_is_no_number_is_null() -> None:
+    assert whole(np.array([-1.5, -np.inf, np.nan, 0.00004])).tolist() == [-15_000, None, None, 0]
+    assert whole(np.array([0.00006])).tolist() == [1]
 
 
 def test_a_block_is_full_before_the_next_begins_whatever_the_parts(tmp_path: Path) -> None:
@@ -92,6 +97,7 @@ def test_the_report_is_json(tmp_path: Path) -> None:
         "calibration",
         "credit",
         "segments",
+        "values",
     ]
     (bins,) = of["reliability"]
     assert sum(each[2] for each in bins["bins"]) == 3
@@ -152,12 +158,12 @@ def test_of_many_records_the_first_of_each_order_are_shown(tmp_path: Path) -> No
     margins = [0.0, -4.0, 1.0, 2.0, -1.0, 0.5, 3.0, 0.25]
     pairs = [(said(-1.0 + 2 * margin), said(-1.0)) for margin in margins]
     shelf = scored(tmp_path, pairs)
-    whole = listed(shelf)
-    assert (whole.of, len(whole.items)) == (8, 8)
-    rows = chosen(whole, shown=3, tokens=100).tolist()
+    every = listed(shelf)
+    assert (every.of, len(every.items)) == (8, 8)
+    rows = chosen(every, shown=3, tokens=100).tolist()
     assert rows == [0, 1, 6]  # the first of the data; most wrong, surprising and displaced; most right
-    assert chosen(whole, shown=3, tokens=3).tolist() == [1]  # a pair has two tokens
-    assert len(chosen(whole, shown=8, tokens=16)) == 8
+    assert chosen(every, shown=3, tokens=3).tolist() == [1]  # a pair has two tokens
+    assert len(chosen(every, shown=8, tokens=16)) == 8
 
 
 def test_two_policies_on_the_same_records(tmp_path: Path) -> None:
@@ -170,6 +176,11 @@ def test_two_policies_on_the_same_records(tmp_path: Path) -> None:
         assert b is not None
         assert (a["chosen"], a["rejected"]) == (b["rejected"], b["chosen"])
     assert of["other"]["title"] == of["title"]
+    assert of["agreement"] is not None
+    gained = {figure["name"]: figure["value"] for figure in of["agreement"]["figures"]}["agreement/gained"]
+    assert gained == pytest.approx(1 / 3 - 2 / 3)
+    without = scored(tmp_path / "c", PAIRS, compared=False)
+    assert report(here, other=Subject(without))["agreement"] is None
 
 
 def test_another_tokenizer_s_records_are_found_by_place_and_text(tmp_path: Path) -> None:

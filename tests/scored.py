@@ -59,7 +59,7 @@ def _token(record: int, completion: int, position: int, said: tuple[str, float, 
         "rank": 1,
         "top_text": [text, "other"],
         "top_logp": [logp, -9.0],
-        "top_ref_logp": [ref, float("-inf")],
+        "top_ref_logp": [ref, -8.0],
     }
 
 
@@ -67,7 +67,7 @@ def _pair(record: int, chosen: Said, rejected: Said) -> dict[str, Any]:
     found: dict[str, Any] = {"record": record, "where": f"some/pairs.jsonl:{record + 1}", "prompt": f"prompt {record}"}
     for side, said in (("chosen", chosen), ("rejected", rejected)):
         logp, ref = sum(one[1] for one in said), sum(one[2] for one in said)
-        found |= {f"{side}_text": "".join(one[0] for one in said), f"{side}_tokens": len(said)}
+        found |= {f"{side}_text": "".join(one[0] for one in said), f"{side}_tokens": len(said), f"{side}_ended": True}
         found |= {f"{side}_logp": logp, f"{side}_ref_logp": ref, f"{side}_reward": BETA * (logp - ref)}
         found |= {f"{side}_kl": 0.125 * len(said), f"{side}_entropy": 0.25 * len(said)}
     return found | {"margin": found["chosen_reward"] - found["rejected_reward"], "ches": None}

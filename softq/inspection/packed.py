@@ -111,10 +111,10 @@ class _Part:
         self.key = here["record"].to_numpy() * 2**15 + here["completion"].to_numpy()
         self.columns: Mapping[str, np.ndarray] = {
             "text": strings.numbers(here["text"]),
-            **{name: _whole(here[name].to_numpy()) for name in REAL if name in here},
+            **{name: whole(here[name].to_numpy()) for name in REAL if name in here},
             "rank": here["rank"].to_numpy(),
             "top": _wide(strings.numbers(here["top_text"].flatten()), len(of)),
-            **{name: _wide(_whole(here[name].flatten().to_numpy()), len(of)) for name in LISTS if name in here},
+            **{name: _wide(whole(here[name].flatten().to_numpy()), len(of)) for name in LISTS if name in here},
         }
 
     def side(self, record: int, completion: int) -> Packed:
@@ -124,13 +124,13 @@ class _Part:
         return said | {name: None for name in COMPARED if name not in said}
 
 
-def _whole(values: np.ndarray) -> np.ndarray:
+def whole(values: np.ndarray) -> np.ndarray:
     """In units of 1e-4; of numbers that are not finite, None."""
     finite = np.isfinite(values)
-    whole = np.rint(np.where(finite, values, 0).astype(np.float64) * UNIT).astype(np.int64)
+    found = np.rint(np.where(finite, values, 0).astype(np.float64) * UNIT).astype(np.int64)
     if finite.all():
-        return whole
-    found = whole.astype(object)
+        return found
+    found = found.astype(object)
     found[~finite] = None
     return found
 

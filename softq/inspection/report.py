@@ -14,7 +14,7 @@ from softq.inspection.curves import Curve
 from softq.inspection.figures import Finding, as_json
 from softq.inspection.listed import at, listed
 from softq.inspection.packed import Item, Strings, blocks
-from softq.inspection.sections import Section, sections
+from softq.inspection.sections import Section, agreed, sections
 from softq.inspection.shelf import Shelf
 from softq.inspection.verdict import LEVELS, verdict
 
@@ -46,7 +46,7 @@ def report(shelf: Shelf, run: Ran | None = None, other: Subject | None = None) -
     strings, shown = Strings(), listed(shelf)
     items = aligned(shelf, other.shelf, shown.items) if other else []
     found = [*_told(run), *sections(shelf)]
-    ran = run or Ran()
+    ran, together = run or Ran(), agreed(shelf, other.shelf) if other else None
     return {
         "title": title(shelf.facts),
         "facts": facts(shelf.facts),
@@ -62,7 +62,7 @@ def report(shelf: Shelf, run: Ran | None = None, other: Subject | None = None) -
         "versions": [[name, value] for name, value in {**ran.versions, **shelf.facts["versions"]}.items()],
         "method": dict(ran.method) if ran.method else None,
         "other": _other(other, items, strings) if other else None,
-        "agreement": None,
+        "agreement": together.as_json() if together else None,
         "strings": strings.all,
     }
 
@@ -121,9 +121,11 @@ SEE = "softq data FILE --model MODEL --check tells more"
 
 
 def wrong(found: Sequence[Section]) -> list[Finding]:
-    """What is wrong with the data: every finding that names records, the worst first."""
+    """What may be wrong with the data: every finding that names records and is not to be expected, the worst first."""
     named = [finding for section in found for finding in section.findings if len(finding.records)]
-    return sorted(named, key=lambda finding: -LEVELS.index(finding.level))
+    return sorted(
+        (finding for finding in named if finding.level != "expected"), key=lambda finding: -LEVELS.index(finding.level)
+    )
 
 
 def _told(run: Ran | None) -> Iterator[Section]:

@@ -3,7 +3,17 @@
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from softq.inspection import accuracy, calibration, credit, information, ranking, segments
+from softq.inspection import (
+    accuracy,
+    agreement,
+    calibration,
+    credit,
+    information,
+    localisation,
+    ranking,
+    segments,
+    values,
+)
 from softq.inspection.figures import Figure, Finding, as_json
 from softq.inspection.shelf import Shelf
 
@@ -47,6 +57,18 @@ MEASURES: dict[str, Measure] = {
         "How much of a completion's reward is in one of its sentences, lines or steps?",
         segments.figures,
     ),
+    "localisation": Measure(
+        "Errors found",
+        "Where a rejected answer is the chosen one with an error put in: is the lowest reward on the error?",
+        localisation.figures,
+        localisation.findings,
+    ),
+    "values": Measure(
+        "Values of states and tokens",
+        "How much better is what the policy would rather have said, and of which answers is a value known?",
+        values.figures,
+        values.findings,
+    ),
     "information": Measure(
         "Differential information",
         "Of the policy's own samples: did training reinforce a few completions, or many?",
@@ -76,3 +98,17 @@ def sections(shelf: Shelf) -> Iterator[Section]:
         figures, findings = measure.figures(shelf), measure.findings(shelf)
         if figures or findings:
             yield Section(name, measure.title, measure.told, figures, findings)
+
+
+def agreed(shelf: Shelf, other: Shelf) -> Section | None:
+    """How far two policies agree; None where they have no tokens, or no references, to agree on."""
+    same = all(shelf.facts[name] == other.facts[name] for name in ("content", "parts", "kind"))
+    if not (same and shelf.compared and other.compared and shelf.facts["records"]):
+        return None
+    return Section(
+        "agreement",
+        "Agreement of the two policies",
+        "Do both give credit to the same tokens, and have they the same pairs right?",
+        agreement.figures(shelf, other),
+        agreement.findings(shelf, other),
+    )
