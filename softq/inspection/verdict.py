@@ -36,7 +36,12 @@ def verdict(shelf: Shelf, findings: Sequence[Finding]) -> Verdict:
     numbers = three(shelf)
     worst = max(findings, key=lambda finding: LEVELS.index(finding.level), default=None)
     if worst is None or worst.level == "expected":
-        return Verdict("expected", _sentence(_plainly(numbers)), "", numbers)
+        if shelf.compared:
+            return Verdict("expected", _sentence(_plainly(numbers)), "", numbers)
+        told = f"without a reference nothing says what training changed; {_plainly(numbers)}"
+        return Verdict(
+            "watch", _sentence(told), "score again with --reference, the model that training began from", numbers
+        )
     others = sum(finding.level == worst.level for finding in findings) - 1
     more = f" (and {others} more as grave)" if others else ""
     return Verdict(worst.level, _sentence(worst.told + more), worst.act, numbers)
@@ -109,7 +114,7 @@ def _plainly(numbers: Sequence[Figure]) -> str:
     said = {figure.name.removeprefix("verdict/"): figure for figure in numbers}
     parts = []
     if "right" in said:
-        who = "the reward" if "moved" in said else "the policy, without a reference to compare with,"
+        who = "the reward" if "moved" in said else "the policy"
         parts.append(f"of {said['right'].of:,} pairs {who} ranks {said['right'].value:.0%} as people did")
     if "moved" in said:
         value = said["moved"].value
