@@ -116,6 +116,11 @@ def shares(found: np.ndarray, swapped: np.ndarray) -> dict[str, float]:
     return {"recall": both / swapped.sum(), "precision": both / found.sum() if found.any() else float("nan")}
 
 
+def percent(value: float) -> str:
+    """Of a table; what is not defined is a dash."""
+    return "–" if np.isnan(value) else f"{value:.1%}"
+
+
 def main() -> None:
     """Print the table; 1 where a goal is missed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -136,7 +141,7 @@ def main() -> None:
             rate = f"{facts['rate']:.1%} ({facts['rate_low']:.1%} to {facts['rate_high']:.1%})"
             for name, found in one["found"].items():
                 of = shares(found, swapped)
-                line = [seed, f"{len(swapped):,}", swapped.sum(), name, found.sum(), *(f"{x:.1%}" for x in of.values())]
+                line = [seed, f"{len(swapped):,}", swapped.sum(), name, found.sum(), *map(percent, of.values())]
                 print(f"| {' | '.join(map(str, [*line, rate * (name == 'cross-fit')]))} |", flush=True)
                 missed |= name == "cross-fit" and any(of[goal] < least for goal, least in GOALS.items())
             print(f"seed {seed}: {one['seconds']} s", file=sys.stderr, flush=True)
