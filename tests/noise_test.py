@@ -108,6 +108,13 @@ def test_the_ranking_leads_with_the_worst(tmp_path: Path) -> None:
     assert table["reference"].to_pylist()[:3] == pytest.approx([-0.5, -0.5, 0.5])  # of 7, 1 and 4, in nats a token
 
 
+def test_the_chance_of_each_record(tmp_path: Path) -> None:
+    known = noise.chances(shelved(tmp_path / "a", [3.0, -LN(9)], Flips(0.1, 0.05, 0.15, 1.0)))
+    assert known is not None
+    assert (list(known), known[1]) == ([0, 1], pytest.approx(0.5))
+    assert noise.chances(shelf_of(tmp_path / "b", [Shelved([-1.0], [-1.0])])) is None
+
+
 def test_what_the_reference_prefers_is_per_token(tmp_path: Path) -> None:
     shelf = shelved(tmp_path, [1.0, 1.0], Flips(0.1, 0.0, 0.2, 1.0))
     assert preferred(shelf) == pytest.approx([-2 / 2 + 1.5, -2 / 2 + 0.5])

@@ -97,6 +97,14 @@ def ranked(shelf: Shelf) -> pa.Table:
     return table.take(pa.array(np.argsort(-table["wrong"].to_numpy(), kind="stable")))
 
 
+def chances(shelf: Shelf) -> dict[int, float] | None:
+    """Of each record, the probability that its label is wrong; None without a cross-fit."""
+    if shelf.kind != "pairs" or facts(shelf) is None:
+        return None
+    noise = shelf.table("noise", ["record", "wrong"])
+    return dict(zip(noise["record"].to_pylist(), noise["wrong"].to_pylist(), strict=True))
+
+
 def suspected(wrong: np.ndarray) -> np.ndarray:
     """Likelier wrong than right: [P] -> [P] bool."""
     return wrong > 0.5
