@@ -7,7 +7,9 @@ import random
 import re
 from typing import Any
 
-BLOCK, TOP = 64, 4
+from softq.inspection.packed import BLOCK
+
+TOP, FEW = 4, 256  # FEW pairs are made; where more are asked for they come again
 EVIL = "<script>window.hacked=1</script><img src=x onerror=window.hacked=1>"
 
 QUESTIONS = [
@@ -55,7 +57,7 @@ SPECIAL_PAIRS = [  # prompt, chosen tokens, rejected tokens
 def made(count: int = 40, *, compared: bool = True, kind: str = "pairs", other: bool = False) -> dict[str, Any]:
     """A whole report of `count` pairs or rows; `other`: with a second policy on the same data."""
     words = Words()
-    pairs = [pair(number, words, compared=compared, kind=kind) for number in range(min(count, 4 * BLOCK))]
+    pairs = [pair(number, words, compared=compared, kind=kind) for number in range(min(count, FEW))]
     second = [pair(number, words, compared=compared, kind=kind, seed=7) for number in range(len(pairs))]
     report = _whole(pairs, count, compared=compared, kind=kind)
     if other:

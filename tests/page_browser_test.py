@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from made_report import made
 
+from softq.inspection.packed import BLOCK
 from softq.inspection.page import html
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (pip install '.[dev]')")
@@ -77,7 +78,7 @@ def sides(name: str, record: int) -> dict[str, Any]:
     """The sides of a record's pair, from the block that the page carries."""
     report = REPORTS[name]()
     row = report["pairs"]["columns"]["record"].index(record)
-    pair = json.loads(gzip.decompress(base64.b64decode(report["blocks"][row // 64])))[row % 64]
+    pair = json.loads(gzip.decompress(base64.b64decode(report["blocks"][row // BLOCK])))[row % BLOCK]
     for side in pair.values():
         side["words"] = [report["strings"][index] for index in side["text"]]
     return pair

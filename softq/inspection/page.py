@@ -18,13 +18,13 @@ import jinja2
 
 from softq.inspection.charts import curve, reliability, whiskers
 from softq.inspection.colour import HIGH, LOW
+from softq.inspection.packed import BLOCK, UNIT
 
 TEMPLATES = Path(__file__).parent / "template"
 SCRIPTS = ("data.js", "tokens.js", "tip.js", "pairs.js", "page.js")
 SHADES = 8  # steps of colour on either side of 0
 SAMPLE = 16  # blocks that are looked at for the scale of the colours
 CLIPPED = 0.98  # of the tokens have a colour short of the strongest, which the rest share
-UNITS = 1e4  # of the numbers in a block
 
 LEVELS: Mapping[str, str] = {
     "expected": "Healthy",
@@ -33,8 +33,8 @@ LEVELS: Mapping[str, str] = {
 }
 """A verdict's level in large words."""
 
-CHANGED = ("displacement",)
-DATA = ("noise", "labels")
+CHANGED = ("run", "displacement", "fresh")
+DATA = ("noise", "labels", "ledger")
 """Sections that answer "what changed" and "what is wrong with the data"; the others tell what was learned."""
 
 
@@ -119,7 +119,7 @@ def scale(report: Mapping[str, Any]) -> dict[str, float]:
         for side in _sample(of["blocks"] if of else ()):
             for name, values in found.items():
                 values += [abs(value) for value in side[name] or () if value is not None]
-    return {name: (_quantile(values) or UNITS) / UNITS for name, values in found.items()}
+    return {name: (_quantile(values) or UNIT) / UNIT for name, values in found.items()}
 
 
 def _sample(blocks: Sequence[str]) -> Iterator[Mapping[str, Any]]:
@@ -142,6 +142,7 @@ def _for_scripts(report: Mapping[str, Any]) -> dict[str, Any]:
         "kind": report["facts"]["kind"],
         "scale": scale(report),
         "shades": SHADES,
+        "block": BLOCK,
         "pairs": report["pairs"],
         "strings": report["strings"],
         "blocks": report["blocks"],

@@ -4,8 +4,8 @@ const given = JSON.parse(document.getElementById("report").textContent);
 const columns = given.pairs.columns;
 const records = columns.record ?? [];
 const rowOf = new Map(records.map((record, row) => [record, row]).reverse()); // the first row of each
-const BLOCK = 64; // pairs in a block
-const KEPT = 12; // blocks that stay unpacked
+const BLOCK = given.block; // pairs in a block
+const KEPT = 48; // blocks that stay unpacked
 const UNITS = 1e4; // of the numbers in a block: 12345 is 1.2345
 const SIDES = given.kind === "pairs" ? ["chosen", "rejected"] : ["chosen"];
 
