@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from softq.inspection.columns import SIDES
 from softq.inspection.shelf import Shelf, place
 
-BLOCK = 64
+BLOCK = 16
 UNIT = 10_000
 HELD = 2  # parts of the tables in memory
 REAL = ("logp", "ref_logp", "reward", "entropy", "kl")

@@ -23,7 +23,7 @@ from softq.inspection.packed import BLOCK, UNIT
 TEMPLATES = Path(__file__).parent / "template"
 SCRIPTS = ("data.js", "tokens.js", "tip.js", "pairs.js", "page.js")
 SHADES = 8  # steps of colour on either side of 0
-SAMPLE = 16  # blocks that are looked at for the scale of the colours
+SAMPLE = 32  # blocks that are looked at for the scale of the colours
 CLIPPED = 0.98  # of the tokens have a colour short of the strongest, which the rest share
 
 LEVELS: Mapping[str, str] = {
