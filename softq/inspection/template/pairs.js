@@ -7,6 +7,7 @@ const LONG = 420; // characters of a prompt before it is cut
 const list = document.getElementById("list");
 const field = (name) => document.getElementById(name);
 const heights = new Float64Array(records.length); // seen, or 0
+const lengths = SIDES.map((side) => columns[`${side}_tokens`]); // in tokens
 const drawn = new Map(); // row -> element
 let rows = []; // in the order in which they are shown
 let placeOf = new Map(); // row -> its place among them
@@ -38,18 +39,23 @@ function at(px) {
   return Math.max(low, 0);
 }
 
-function guess(row) {
-  const across = list.clientWidth > 760 ? SIDES.length : 1;
-  const letters = 4.6 * policies.length;
-  const lines = SIDES.map((side) => Math.ceil((letters * Math.min(MOST, known(`${side}_tokens`, row) ?? 50)) / (list.clientWidth / across / 8)));
-  const text = across > 1 ? Math.max(...lines) : lines.reduce((a, b) => a + b, 0);
-  return 200 + 30 * text;
+// The height of a pair that was not seen yet, from the lengths of its texts.
+function guess(row, width) {
+  const across = width > 760 ? SIDES.length : 1;
+  let [most, total] = [0, 0];
+  for (const tokens of lengths) {
+    const lines = Math.ceil((4.6 * 8 * across * policies.length * Math.min(MOST, tokens?.[row] ?? 50)) / width);
+    most = Math.max(most, lines);
+    total += lines;
+  }
+  return 200 + 30 * (across > 1 ? most : total);
 }
 
 function arrange() {
-  offsets = [0];
-  for (const row of rows) offsets.push(offsets.at(-1) + (heights[row] || guess(row)));
-  list.style.height = `${offsets.at(-1)}px`;
+  const width = list.clientWidth || 1;
+  let end = 0;
+  offsets = [end, ...rows.map((row) => (end += heights[row] || guess(row, width)))];
+  list.style.height = `${end}px`;
   for (const [row, element] of drawn) element.style.transform = `translateY(${offsets[placeOf.get(row)] ?? 0}px)`;
 }
 
