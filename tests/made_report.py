@@ -12,6 +12,7 @@ from softq.inspection.packed import BLOCK
 TOP, FEW = 4, 256  # FEW pairs are made; where more are asked for they come again
 EVIL = "<script>window.hacked=1</script><img src=x onerror=window.hacked=1>"
 
+LONG = "a-directory-with-a-long-name/" * 4
 QUESTIONS = [
     ("Where should I stay near the old harbour?", "Marlow House", "Castle Inn"),
     ("Which café opens before seven in the morning?", "Blue Kettle", "Night Owl"),
@@ -159,7 +160,7 @@ def _columns(pairs: list[dict[str, Any]], count: int, compared: bool, kind: str)
         of = pairs[number % len(pairs)]
         row = {
             "record": 2 * number,
-            "where": f"pairs.jsonl:{2 * number + 1}",
+            "where": f"{LONG if number == 3 else ''}pairs.jsonl:{2 * number + 1}",
             "source": ["guide", f"chat {EVIL}", None][number % 3],
             "prompt": of["prompt"],
             "ches": round(random.Random(number).gauss(0, 1), 4),
@@ -359,6 +360,7 @@ def _sections(compared: bool) -> list[dict[str, Any]]:
                     "pairs whose chosen completion has the higher reward; a tie is half right",
                     (0.673, 0.752),
                 ),
+                figure("accuracy/large", -123456.7, "nats", "a figure with a long interval", (-1234567.8, 1234567.8)),
                 figure("accuracy/nowhere", None, "share", "a measure that nothing could be said of", None, 0),
                 *lengths,
                 *free,

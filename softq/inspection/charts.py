@@ -11,7 +11,7 @@ from softq.inspection.plot import number, ticks
 
 WIDTH, HEIGHT = 320.0, 190.0  # px
 LEFT, RIGHT, TOP, BOTTOM = 44.0, 8.0, 10.0, 26.0  # px, what stands around the curves
-POINTS = 300  # of a curve; where there are more, each is the mean of several
+POINTS = 150  # of a curve; where there are more, each is the mean of several
 WHISKER = 120.0  # px
 
 Point = tuple[float, float]

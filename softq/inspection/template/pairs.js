@@ -113,7 +113,10 @@ function head(row) {
   link.href = `#pair=${records[row]}`;
   const header = make("header", "", link);
   for (const name of ["where", "source"]) {
-    if (known(name, row)) header.append(make("bdi", name, known(name, row)));
+    const text = known(name, row);
+    if (!text) continue;
+    header.append(make("bdi", name, name === "where" ? text.replace(/^.*\//, "") : text));
+    header.lastChild.title = text;
   }
   const noise = known("noise", row);
   if (noise !== null) header.append(make("span", "", `label wrong: ${percent(Math.log(noise))}`));
