@@ -9,11 +9,14 @@ import numpy as np
 import pytest
 from scored import BETA, Said, scored
 
+from softq.data.ledger import Ledger
+from softq.data.store import write_json
 from softq.inspection.figures import Finding, bootstrapped
 from softq.inspection.listed import chosen, listed
 from softq.inspection.packed import BLOCK, Item, Strings, blocks, unpacked, whole
 from softq.inspection.report import Ran, Subject, report
 from softq.inspection.sections import MEASURES
+from softq.inspection.shelf import put
 
 
 @pytest.fixture(autouse=True)
@@ -140,14 +143,30 @@ def test_what_is_wrong_with_the_data_names_records(tmp_path: Path) -> None:
 
 
 def test_the_ledger_is_what_the_scoring_wrote(tmp_path: Path) -> None:
-    ledger = {"rows_in": 9, "rows_used": 3, "rows_dropped": {"too_long": 6}, "duplicates": 1, "merged": 0, "spelled": 2}
-    ledger |= {"examples": {"too_long": ["f:1", "f:2"], "spelled": ["f:7"]}, "completions": 6, "finished": 5}
-    of = report(scored(tmp_path, PAIRS, ledger=ledger))["ledger"]
+    ledger = Ledger(rows=9, used=3, dropped={"too_long": 6}, completions=6, finished=5, duplicates=1)
+    ledger.examples["too_long"] = ["f:1", "f:2"]
+    of = report(scored(tmp_path, PAIRS, ledger=ledger.as_dict()))["ledger"]
     assert (of["rows"], of["used"], of["dropped"]) == (9, 3, [["too_long", 6, ["f:1", "f:2"]]])
     assert [check["name"] for check in of["checks"]] == [
-        f"ledger/{name}" for name in ("dropped", "duplicates", "spelled", "unfinished")
+        f"ledger/{name}" for name in ("rows", "dropped/too_long", "duplicates", "unended")
     ]
-    assert "1 of 6 completions" in of["checks"][-1]["told"]
+
+
+def test_noise_is_a_column_and_an_order(tmp_path: Path) -> None:
+    shelf = scored(tmp_path, PAIRS)
+    columns = {
+        "record": [[0, 1], [2]],
+        "fold": [[0, 1], [0]],
+        "margin": [[1.0, -1.0], [2.0]],
+        "wrong": [[0.1, 0.9], [0.2]],
+    }
+    for part in (0, 1):
+        put(tmp_path, "noise", part, {name: values[part] for name, values in columns.items()}, compared=True)
+    said = {"finished": True, "rate": 0.3, "scale": 1.0, "folds": 2}
+    write_json(tmp_path / "noise.json", said)
+    of = listed(shelf).as_json()
+    assert of["columns"]["noise"] == [0.1, 0.9, 0.2]
+    assert "suspected noise" in [order["name"] for order in of["orders"]]
 
 
 def test_of_many_records_the_first_of_each_order_are_shown(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from softq.data.ledger import Ledger
 from softq.data.store import write_json
 from softq.inspection.columns import schema
 from softq.inspection.shelf import FACTS, Shelf, put
@@ -22,7 +23,7 @@ def scored(
         rows = [_token(n, k, t, said) for n in numbers for k in (0, 1) for t, said in enumerate(pairs[n][k])]
         _put(directory, "tokens", part, rows, compared)
         _put(directory, "pairs", part, [_pair(n, *pairs[n]) for n in numbers], compared)
-    ledger = {"rows_in": len(pairs), "rows_used": len(pairs), "rows_dropped": {}, "duplicates": 0, "examples": {}}
+    ledger = Ledger(rows=len(pairs), used=len(pairs)).as_dict()
     said = {
         "kind": "pairs",
         "parts": parts,

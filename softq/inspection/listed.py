@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from softq.inspection import noise
 from softq.inspection.columns import SIDES, schema
 from softq.inspection.packed import Item
 from softq.inspection.shelf import Shelf
@@ -74,9 +75,9 @@ class Listed(NamedTuple):
         return {"of": self.of, "columns": columns, "orders": [order._asdict() for order in self.orders]}
 
 
-def listed(shelf: Shelf, noise: Mapping[int, float] | None = None) -> Listed:
-    """The records that are shown. `noise`: of a record, the probability that its label is wrong."""
-    columns = numbers(shelf, noise)
+def listed(shelf: Shelf) -> Listed:
+    """The records that are shown."""
+    columns = numbers(shelf)
     whole = Listed(shelf.kind, len(columns["record"]), [], columns, {})  # pyright: ignore[reportArgumentType]
     rows = chosen(whole)
     kept = {name: None if values is None else values[rows] for name, values in columns.items()}
@@ -106,7 +107,7 @@ def _at(values: np.ndarray, rows: Sequence[int | None]) -> list[int | float | No
     return _rounded(values[np.array([row or 0 for row in rows], dtype=np.int64)])
 
 
-def numbers(shelf: Shelf, noise: Mapping[int, float] | None = None) -> dict[str, np.ndarray | None]:
+def numbers(shelf: Shelf) -> dict[str, np.ndarray | None]:
     """The columns of all records, in the order of the tables; those of rows are called chosen_…"""
     sides = SIDES if shelf.kind == "pairs" else ("",)
     names = {f"{side}_{name}" if side else name for side in sides for name in ("tokens", "logp", "ref_logp", "reward")}
@@ -129,8 +130,17 @@ def numbers(shelf: Shelf, noise: Mapping[int, float] | None = None) -> dict[str,
         found[name] = _there(of.get(name))
     if shelf.kind == "pairs" and not shelf.compared:
         found["preference"] = found["rejected_surprise"] - found["chosen_surprise"]  # pyright: ignore[reportOptionalOperand]
-    found["noise"] = None if noise is None else np.array([noise.get(n, np.nan) for n in of["record"].tolist()])
+    found["noise"] = _noise(shelf, of["record"])
     return found
+
+
+def _noise(shelf: Shelf, record: np.ndarray) -> np.ndarray | None:
+    """The probability that a pair's label is wrong, where labels were cross-fitted; nan of a pair that was not."""
+    if shelf.kind != "pairs" or noise.facts(shelf) is None:
+        return None
+    table = shelf.table("noise", ["record", "wrong"])
+    wrong = dict(zip(table["record"].to_pylist(), table["wrong"].to_pylist(), strict=True))
+    return np.array([wrong.get(number, np.nan) for number in record.tolist()])
 
 
 def chosen(whole: Listed, shown: int = SHOWN, tokens: int = TOKENS) -> np.ndarray:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from softq.inspection import calibration
+from softq.inspection import calibration, ledger
 from softq.inspection.aligned import aligned
 from softq.inspection.curves import Curve
 from softq.inspection.figures import Finding, as_json
@@ -56,7 +56,7 @@ def report(shelf: Shelf, run: Ran | None = None, other: Subject | None = None) -
         "reliability": _reliability(shelf),
         "pairs": shown.as_json(),
         "blocks": list(blocks(shelf, shown.items, strings)),
-        "ledger": ledger(shelf.facts["ledger"]),
+        "ledger": account(shelf),
         "data": [as_json(finding) for finding in wrong(found)],
         "settings": [[name, _plain(value)] for name, value in _settings(shelf.facts, ran).items()],
         "versions": [[name, value] for name, value in {**ran.versions, **shelf.facts["versions"]}.items()],
@@ -87,37 +87,12 @@ def facts(of: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def ledger(of: Mapping[str, Any]) -> dict[str, Any]:
+def account(shelf: Shelf) -> dict[str, Any]:
     """The account of the rows that were scored, as the scoring wrote it."""
+    of = shelf.facts["ledger"]
     dropped = [[reason, count, of["examples"].get(reason, [])[:NAMED]] for reason, count in of["rows_dropped"].items()]
-    checks = [as_json(finding) for finding in _checks(of)]
+    checks = [as_json(finding) for finding in ledger.findings(shelf)]
     return {"rows": of["rows_in"], "used": of["rows_used"], "dropped": dropped, "checks": checks}
-
-
-def _checks(of: Mapping[str, Any]) -> Iterator[Finding]:
-    """What the ledger says that a reader should know."""
-    used, dropped = of["rows_used"], sum(of["rows_dropped"].values())
-    if dropped:
-        why = ", ".join(f"{count:,} {reason}" for reason, count in of["rows_dropped"].items())
-        yield Finding("ledger/dropped", "watch", f"{dropped:,} of {of['rows_in']:,} rows were not used: {why}", SEE)
-    if of["duplicates"]:
-        told = f"{of['duplicates']:,} of {used:,} rows have the texts of a row before them"
-        yield Finding("ledger/duplicates", "watch", told, "they count twice: softq data --check names them")
-    for name, told in (
-        ("merged", "{:,} rows have a token across the boundary of prompt and completion, which was split there"),
-        ("spelled", "{:,} rows spell a special token in their own text"),
-    ):
-        if of.get(name):
-            rows = ", ".join(of["examples"].get(name, [])[:NAMED])
-            yield Finding(f"ledger/{name}", "watch", f"{told.format(of[name])}: {rows}", SEE)
-    if of.get("completions") and of["finished"] < of["completions"]:
-        told = (
-            f"{of['completions'] - of['finished']:,} of {of['completions']:,} completions do not end in one end token"
-        )
-        yield Finding("ledger/unfinished", "watch", told, "they were cut, or a token inside them ends a completion")
-
-
-SEE = "softq data FILE --model MODEL --check tells more"
 
 
 def wrong(found: Sequence[Section]) -> list[Finding]:

@@ -8,8 +8,10 @@ from softq.inspection import (
     agreement,
     calibration,
     credit,
+    displacement,
     information,
     localisation,
+    noise,
     ranking,
     segments,
     values,
@@ -33,6 +35,12 @@ MEASURES: dict[str, Measure] = {
         "Does the policy hold the chosen completion for the better one, and is it more than length?",
         accuracy.figures,
         accuracy.findings,
+    ),
+    "displacement": Measure(
+        "Displacement",
+        "Did the chosen completions lose likelihood, where did it go, and is that to be expected of this loss and reference?",
+        displacement.figures,
+        displacement.findings,
     ),
     "ranking": Measure(
         "Ranking, and what can be learned",
@@ -68,6 +76,12 @@ MEASURES: dict[str, Measure] = {
         "How much better is what the policy would rather have said, and of which answers is a value known?",
         values.figures,
         values.findings,
+    ),
+    "noise": Measure(
+        "Labels that may be wrong",
+        "Which labels do policies that never saw their prompt contradict, and which does the reference?",
+        noise.figures,
+        noise.findings,
     ),
     "information": Measure(
         "Differential information",
