@@ -7,20 +7,21 @@ from softq.inspection.curves import THEIRS, log_of, logged, trend
 from softq.inspection.figures import Finding
 from softq.inspection.report import Ran, Subject
 from softq.inspection.shelf import FACTS, Shelf
+from softq.reading.choice import run_of
 from softq.reading.held_out import INSPECTED, course, held_out
 from softq.reading.run import Part
 from softq.training.events import Note
-from softq.training.history import MANIFEST, NotARun, Run, run_at
+from softq.training.history import MANIFEST
 from softq.training.output import left
 
 
 def opened(directory: Path) -> Iterator[Note | Part | Subject]:
-    """Events on the way, and at last the Subject. ValueError where a directory holds nothing that can be read, with what to do."""
+    """Events on the way, and at last the Subject. ValueError where a directory holds nothing to read, with what to do."""
     if (directory / FACTS).is_file():
         shelf = Shelf(directory)
         yield Subject(shelf, ran(shelf, Path(shelf.facts["policy"]["model"])))
         return
-    run = _run(directory)
+    run = run_of(str(directory))
     if run is None:
         raise ValueError(_nothing(directory))
     yield from held_out(run)
@@ -33,21 +34,12 @@ def ran(shelf: Shelf, directory: Path) -> Ran:
     """The run that made the policy in a directory: our manifest and metrics.jsonl, or another library's trainer_state.json."""
     log = log_of(directory)
     curves = logged(log, shelf.facts["beta"] if shelf.compared else None) if log else []
-    run = _run(directory)
+    run = run_of(str(directory))
     if run is None:
         return Ran(curves)
     manifest = left(directory) or {}
     findings = [Finding("run/warned", "watch", said) for said in manifest.get("verdicts", ())]
     return Ran(curves, findings, run.settings, manifest["versions"])
-
-
-def _run(directory: Path) -> Run | None:
-    if not (directory / MANIFEST).is_file():
-        return None
-    try:
-        return run_at(directory)
-    except NotARun:
-        return None
 
 
 def _nothing(directory: Path) -> str:
