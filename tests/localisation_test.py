@@ -94,7 +94,7 @@ def test_what_is_told(tmp_path: Path) -> None:
     assert list(found.records) == list(range(2, 30, 3))
     turned = [(ids, [-reward for reward in rewards]) for ids, rewards in PAIRS]
     (found,) = findings(shelf(tmp_path / "not", turned, 10))
-    assert found.level == "watch"
+    assert (found.level, found.name) == ("expected", "localisation")
     assert "do not read single tokens as blame" in found.act
 
 

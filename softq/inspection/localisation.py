@@ -131,11 +131,12 @@ def findings(shelf: Shelf) -> list[Finding]:
         f"{value['ref_logp/top1'].value:.0%}, chance: {value['chance'].value:.0%}); AUC {found.value:.2f}, of the reference "
         f"{control.value:.2f}"
     )
-    missed = of.record[~hits(of.values["reward"], of.errors)]
-    if found.interval is not None and found.interval[0] > max(0.5, control.value):
-        return [Finding("localisation", "expected", told, records=missed.tolist())]
-    act = "do not read single tokens as blame: how rare a token is says as much of where the errors are"
-    return [Finding("localisation", "watch", told, act, missed.tolist())]
+    missed = of.record[~hits(of.values["reward"], of.errors)].tolist()
+    better = found.interval is not None and found.interval[0] > max(0.5, control.value)
+    act = (
+        "" if better else "do not read single tokens as blame: how rare a token is says as much of where the errors are"
+    )
+    return [Finding("localisation", "expected", told, act, missed)]  # a policy that blames the wrong token may be well
 
 
 def _read(shelf: Shelf) -> Edits | None:

@@ -9,6 +9,7 @@ from softq.inspection import (
     calibration,
     credit,
     displacement,
+    fresh,
     information,
     localisation,
     noise,
@@ -41,6 +42,12 @@ MEASURES: dict[str, Measure] = {
         "Did the chosen completions lose likelihood, where did it go, and is that to be expected of this loss and reference?",
         displacement.figures,
         displacement.findings,
+    ),
+    "fresh": Measure(
+        "What the reference itself would say",
+        "How far do completions of the reference fall, as those of any policy that leaves it must?",
+        fresh.figures,
+        fresh.findings,
     ),
     "ranking": Measure(
         "Ranking, and what can be learned",
