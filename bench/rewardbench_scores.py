@@ -1,0 +1,243 @@
+"""RewardBench's scores of DPO models beside those of `softq score`: the same pairs, the same weights, within 1e-4.
+
+    python -m venv rewardbench && rewardbench/bin/pip install rewardbench==0.1.4 trl==0.17.0
+    pip install -e .
+    python bench/rewardbench_scores.py --python rewardbench/bin/python --data hh.jsonl.gz   # without --data: generated pairs
+
+RewardBench (arXiv 2403.13787) pins an old transformers, so it runs in an environment of its own. What runs of it is what its
+`scripts/run_dpo.py --not_quantized` runs on a CPU: `DPOInference.tokenize_row`, TRL's `DPODataCollatorWithPadding` in its batches
+of 6, `DPOInference.inference_step` with a reference, and without one under each of its three `ref_free_norm`; a pair is right
+where chosen > rejected. Rows of messages are laid out by its `prepare_dialogue_from_tokenizer`. Of softq it is `softq score`, and
+`inspection.accuracy` on its tables. Not run: RewardBench's download of its own data, its 8-bit weights, its sections.
+
+Two ways to write the same pairs must agree: plain text, and messages in RewardBench's layout handed to softq as plain text. A
+third is shown and need not: the same messages as softq reads them, see docs/benchmarks.md. Ends with 1 where a score that must
+agree is off by more than 1e-4, or a pair's result differs.
+"""
+
+import argparse
+import json
+import os
+import random
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+TOLERANCE = 1e-4
+PLAN = {"max_length": 2048, "batch": 6}
+SIZES = {"hidden_size": 192, "intermediate_size": 512, "num_hidden_layers": 3, "num_attention_heads": 4}
+SIZES |= {"max_position_embeddings": 4096, "tie_word_embeddings": True, "bos_token_id": None}
+FREE = ("sum", "avg", "norm")
+SIDES = ("chosen", "rejected")
+BOS, START, END = "<|begin|>", "<|im_start|>", "<|im_end|>"
+CHATML = (
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+CASES: Mapping[str, tuple[str, str, bool]] = {  # RewardBench's rows, softq's rows, whether they must agree
+    "plain text": ("text", "text", True),
+    "messages, laid out by RewardBench": ("messages", "laid_out", True),
+    "messages, as softq reads them": ("messages", "messages", False),
+}
+Scores = Mapping[str, Sequence[float]]  # "chosen", "rejected": L; "sum", "avg", "norm" of either: "sum_chosen", …
+
+
+def prepare(work: Path, plan: Mapping[str, Any]) -> dict[str, Any]:
+    """Policy, reference and tokenizer as both libraries load them, and the pairs as text and as messages."""
+    import workload
+    from transformers import LlamaConfig
+
+    pairs = workload.read_text(plan["data"]) if plan["data"] else workload.generated(workload.HH)
+    random.Random(0).shuffle(pairs)
+    tokenizer = spoken(workload.trained_tokenizer([text for pair in pairs for text in pair]))
+    _, kept, straddled = workload.usable(pairs, tokenizer, work, plan["max_length"])
+    kept = kept[: plan["pairs"]]
+    workload.write_pairs(work / "text.jsonl", kept)
+    roles = ("user", "assistant", "assistant")
+    rows = [[[{"role": role, "content": text}] for role, text in zip(roles, pair, strict=True)] for pair in kept]
+    names = ("prompt", *SIDES)
+    lines = (json.dumps(dict(zip(names, row, strict=True))) + "\n" for row in rows)
+    (work / "messages.jsonl").write_text("".join(lines))
+    workload.write_models(
+        LlamaConfig(vocab_size=len(tokenizer), eos_token_id=tokenizer.eos_token_id, **SIZES), tokenizer, work, "float32"
+    )
+    for file in work.glob("*/tokenizer_config.json"):
+        said = {**json.loads(file.read_text()), "chat_template": CHATML}
+        said.pop("extra_special_tokens", None)  # the old transformers reads no list here; tokenizer.json has them
+        file.write_text(json.dumps(said))
+    return {
+        "pairs": len(kept),
+        "straddled": straddled,
+        "parameters": (work / "policy" / "model.safetensors").stat().st_size / 4,
+    }
+
+
+def spoken(tokenizer: Any) -> Any:
+    """A tokenizer that puts a BOS in front of a text, as RewardBench always does, and knows ChatML."""
+    from tokenizers.processors import TemplateProcessing
+
+    tokenizer.add_special_tokens({"bos_token": BOS, "additional_special_tokens": [START, END]})
+    bos = [(BOS, tokenizer.bos_token_id)]
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single=f"{BOS} $A", special_tokens=bos)
+    return tokenizer
+
+
+def run_softq(work: Path, plan: Mapping[str, Any]) -> Scores:
+    """`softq score` by its command, and what its tables hold."""
+    import pyarrow.compute as pc
+
+    from softq.inspection.accuracy import figures, free_margins
+    from softq.inspection.shelf import Shelf
+
+    output = work / f"softq_{plan['rows']}"
+    models = ["--policy", str(work / "policy"), "--reference", str(work / "reference")]
+    words = ["score", *models, "--data", str(work / f"{plan['rows']}.jsonl"), "--output", str(output)]
+    done = subprocess.run([sys.executable, "-m", "softq", *words], capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(done.stderr)
+    shelf = Shelf(output)
+    pairs = shelf.table("pairs")
+    scores = {side: pairs[f"{side}_reward"].to_pylist() for side in SIDES}  # no β, so these are L in nats
+    scores |= {f"sum_{side}": pairs[f"{side}_logp"].to_pylist() for side in SIDES}
+    each = {side: pc.divide(pairs[f"{side}_logp"], pairs[f"{side}_tokens"]) for side in SIDES}
+    scores |= {f"avg_{side}": values.to_pylist() for side, values in each.items()}
+    scores |= {f"{name}_margin": margin.tolist() for name, margin in free_margins(shelf).items()}
+    return scores | {f"accuracy_{figure.name}": [figure.value] for figure in figures(shelf)}
+
+
+def run_rewardbench(work: Path, plan: Mapping[str, Any]) -> Scores:
+    """RewardBench's own inference; this runs under --python."""
+    from rewardbench import DPOInference, prepare_dialogue_from_tokenizer  # pyright: ignore[reportMissingImports]
+    from torch.utils.data import DataLoader
+    from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+    from trl.trainer.utils import DPODataCollatorWithPadding  # pyright: ignore
+
+    class Here:
+        """All that it asks of accelerate."""
+
+        device = "cpu"
+
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(work / "policy")  # its tokenizer.json as it is
+    tokenizer.pad_token = tokenizer.eos_token
+    rows = [json.loads(line) for line in (work / f"{plan['rows']}.jsonl").read_text().splitlines()]
+    if plan["rows"] == "messages":
+        answers = ({**row, **{side: row[side][0]["content"] for side in SIDES}} for row in rows)
+        rows = [prepare_dialogue_from_tokenizer(row, tokenizer) for row in answers]
+        write_layout(work / "laid_out.jsonl", rows)
+    else:
+        rows = [{**row, **{f"text_{side}": row["prompt"] + row[side] for side in SIDES}} for row in rows]
+    policy, reference = (AutoModelForCausalLM.from_pretrained(work / name) for name in ("policy", "reference"))
+    scores: dict[str, list[float]] = {}
+    for name in ("", *FREE):
+        known = {} if name else {"ref_model": reference}
+        dpo = DPOInference(policy, known.get("ref_model"), tokenizer, Here(), ref_free_norm=name or "norm")
+        collate = DPODataCollatorWithPadding(tokenizer.pad_token_id, dpo.label_pad_token_id, dpo.is_encoder_decoder)
+        for batch in DataLoader([dpo.tokenize_row(row) for row in rows], plan["batch"], collate_fn=collate):
+            for side, found in zip(SIDES, dpo.inference_step(batch, ref_free=bool(name)), strict=True):
+                scores.setdefault(f"{name}_{side}".strip("_"), []).extend(found.float().tolist())
+    return scores
+
+
+def write_layout(file: Path, rows: Sequence[Mapping[str, str]]) -> None:
+    """RewardBench's texts as prompt and completions; the prompt is what it takes off in front."""
+    made = [
+        {"prompt": row["prompt"], **{side: row[f"text_{side}"].removeprefix(row["prompt"]) for side in SIDES}}
+        for row in rows
+    ]
+    file.write_text("".join(json.dumps(row) + "\n" for row in made))
+
+
+JOBS: Mapping[str, Callable[[Path, Mapping[str, Any]], Mapping[str, Any]]] = {
+    "prepare": prepare,
+    "softq": run_softq,
+    "rewardbench": run_rewardbench,
+}
+
+
+def ask(python: str, job: str, work: Path, plan: Mapping[str, Any]) -> dict[str, Any]:
+    """Run one job in a process of its own and return what it reports."""
+    (work / "plan.json").write_text(json.dumps(plan))
+    quiet = {
+        "HF_HUB_OFFLINE": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+        "SOFTQ_CACHE": str(work / "cache"),
+        "WANDB_MODE": "disabled",
+    }
+    command = [python, __file__, "--child", job, "--work", str(work)]
+    done = subprocess.run(command, env={**os.environ, **quiet}, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"{job} failed:\n{done.stderr[-4000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def table(name: str, ours: Scores, theirs: Scores) -> Iterator[tuple[str, float, int]]:
+    """A line a score, with how far apart the two are at most and how many pairs they judge otherwise."""
+    pairs = len(theirs["chosen"])
+    print(f"\n{name}\n  {'score':22}{'apart':>10}{'other results':>15}{'softq':>9}{'RewardBench':>13}")
+    for kind, told in (("", "with the reference"), *((free, f"without: {free}") for free in FREE)):
+        sides = [f"{kind}_{side}".strip("_") for side in SIDES]
+        margin = [a - b for a, b in zip(*(theirs[side] for side in sides), strict=True)]
+        mine = ours.get(f"{kind}_margin") or [a - b for a, b in zip(*(ours[side] for side in sides), strict=True)]
+        both = [(side, ours[side], theirs[side]) for side in sides if side in ours] + [("margin", mine, margin)]
+        apart = max(abs(a - b) for _, left, right in both for a, b in zip(left, right, strict=True))
+        other = sum((a > 0) != (b > 0) for a, b in zip(mine, margin, strict=True))
+        right = ours[f"accuracy_accuracy/{f'free/{kind}' if kind else 'strict'}"][0]
+        accuracy = sum(value > 0 for value in margin) / pairs
+        print(f"  {told:22}{apart:10.1e}{other:15d}{right:9.3f}{accuracy:13.3f}")
+        yield told, apart, other + round(abs(right - accuracy) * pairs)
+
+
+def compare(python: str, work: Path, plan: Mapping[str, Any]) -> int:
+    """All cases; the exit code."""
+    wrong, theirs = (
+        [],
+        {rows: ask(python, "rewardbench", work, {**plan, "rows": rows}) for rows in ("text", "messages")},
+    )
+    for name, (their_rows, our_rows, must) in CASES.items():
+        ours = ask(sys.executable, "softq", work, {**plan, "rows": our_rows})
+        lines = list(table(name + ("" if must else " (need not agree)"), ours, theirs[their_rows]))
+        wrong += [f"{name}, {told}" for told, apart, other in lines if must and not (apart <= TOLERANCE and not other)]
+    print(
+        "\n"
+        + ("; ".join(f"not the same: {each}" for each in wrong) or f"All that must agree does, within {TOLERANCE:g}.")
+    )
+    return 1 if wrong else 0
+
+
+def parsed() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description="RewardBench's DPO scores beside softq's", allow_abbrev=False)
+    parser.add_argument("--python", help="the interpreter of an environment with rewardbench")
+    parser.add_argument("--data", help="preference pairs of plain text, such as raw HH; default: generated pairs")
+    parser.add_argument("--pairs", type=int, default=64, help="how many are scored (default 64)")
+    parser.add_argument("--work", help=argparse.SUPPRESS)
+    parser.add_argument("--child", choices=JOBS, help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def main() -> None:
+    """All cases, or the one job of a child."""
+    options = parsed()
+    if options.child:
+        work = Path(options.work)
+        print(json.dumps(JOBS[options.child](work, json.loads((work / "plan.json").read_text()))))
+        return
+    if not options.python:
+        raise SystemExit(
+            "--python: give the interpreter of an environment with rewardbench (see the head of this file)"
+        )
+    with tempfile.TemporaryDirectory(dir=options.work) as directory:
+        plan = {**PLAN, "data": options.data, "pairs": options.pairs}
+        facts = ask(sys.executable, "prepare", Path(directory), plan)
+        of = Path(options.data).name if options.data else "generated pairs"
+        print(
+            f"Llama {facts['parameters'] / 1e6:.1f}M, float32; {of}: {facts['pairs']} pairs; left out as straddling: {facts['straddled']}"
+        )
+        sys.exit(compare(options.python, Path(directory), plan))
+
+
+if __name__ == "__main__":
+    main()
