@@ -12,7 +12,10 @@ import torch
 from torch import Tensor
 
 Scored = Mapping[str, Tensor]
-"""What the models say of a batch: "logp" [B, T] in nats with gradient, and every readout by its name; 0 outside action."""
+"""What the models say of a batch: "logp" [B, T] in nats with gradient, and every readout by its name; 0 outside action.
+
+A reward model has no "logp": it has no head over tokens.
+"""
 
 
 @dataclass(frozen=True)
@@ -152,8 +155,8 @@ class Readout(NamedTuple):
 
     name: str
     models: tuple[str, ...]  # ("policy",), ("policy", "ref"), ...
-    at: str  # "logits", or "hidden": the head's input
-    fn: Callable[[Mapping[str, Tensor], Tensor], Tensor]  # {model: [n, V]}, action [n] -> [n, ...]
+    at: str  # "logits"; "hidden": the head's input; "value": what a head of one number says of the state behind the action
+    fn: Callable[[Mapping[str, Tensor], Tensor], Tensor]  # {model: [n, V], [n, H] or [n]}, action [n] -> [n, ...]
 
 
 class Term(NamedTuple):

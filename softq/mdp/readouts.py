@@ -87,12 +87,17 @@ def _log_collision(models: Models, action: Tensor) -> Tensor:
     return log_collision(models["policy"])
 
 
+def _value(models: Models, action: Tensor) -> Tensor:
+    return models["policy"]
+
+
 LOGP = Readout("logp", ("policy",), "logits", _logp)
 REF_LOGP = Readout("ref_logp", ("ref",), "logits", _ref_logp)
 ENTROPY = Readout("entropy", ("policy",), "logits", _entropy)
 KL = Readout("kl", ("policy", "ref"), "logits", _kl)  # KL(π‖π_ref) of the state
 KL_FROM_REF = Readout("kl_from_ref", ("policy", "ref"), "logits", _kl_from_ref)  # KL(π_ref‖π) of the state
 LOG_COLLISION = Readout("log_collision", ("policy",), "logits", _log_collision)
+VALUE = Readout("value", ("policy",), "value", _value)  # in reward: of the state that the action leads to
 
 
 @cache
