@@ -180,6 +180,16 @@ def implicit(scored: Scored, batch: Batch) -> Tensor:
     return ratio.sum(-1)
 
 
+def like(scored: Scored) -> Tensor:
+    """Any of the scores: all are of one dtype and on one device."""
+    return next(iter(scored.values()))
+
+
+def valued(method: "Method") -> bool:
+    """Whether the method trains a reward model: what it reads of the policy is what a value head says."""
+    return any(readout.at == "value" and "policy" in readout.models for readout in method.needs)
+
+
 class FixedPoint(NamedTuple):
     """The distribution that a method's loss over a whole population is stationary at: what the lab holds it to."""
 

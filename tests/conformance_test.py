@@ -191,7 +191,7 @@ def test_losses_are_those_of_the_plain_formulas(name: str) -> None:
 def test_gradients_are_differences_of_the_plain_formulas(name: str) -> None:
     entry = copy.deepcopy(ENTRIES[name])
     size = 1e-5 * max(1.0, abs(entry["expected"]["loss"]) ** 0.5)
-    inputs = entry["inputs"]["logits" if "logits" in entry["inputs"] else "logp"]
+    inputs = next(entry["inputs"][name] for name in ("logits", "value", "logp") if name in entry["inputs"])
     for numbers, gradient in leaves(inputs, entry["expected"]["gradient"]):
         for n, expected in enumerate(gradient):
             at, sides = numbers[n], []

@@ -11,6 +11,7 @@ from plain import (
     rankings,
     reference_free,
     regression,
+    reward_model,
     sides,
     token_level,
     transport,
@@ -32,6 +33,7 @@ SHAPES = (
     regression,
     distillation,
     demonstrations,
+    reward_model,
     policy_gradient,
 )
 LOSSES = {name: loss for shape in SHAPES for name, loss in shape.LOSSES.items()}

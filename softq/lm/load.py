@@ -16,14 +16,17 @@ from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
     BitsAndBytesConfig,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 from transformers.utils import logging
 
 from softq.lm.model import AdapterOff, CausalLM, Uniform
-from softq.lm.probe import choose_layout, plain_is_right
+from softq.lm.probe import choose_layout, plain_is_right, reward_is_right
+from softq.lm.reward import HEAD, HEAD_WEIGHT, RewardModel, check_labels, is_reward_model, padded_by
 from softq.lm.score import Models
 from softq.lm.tokenizer import adapted, load_tokenizer
 
@@ -106,6 +109,59 @@ def load(
     return Loaded(Models(models), tokenizer, (*told, *notes))
 
 
+def load_reward_model(
+    name: str,
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    layout: str = "auto",
+    dtype: str = "float32",
+    device: str | None = None,
+    trust_remote_code: bool = False,
+) -> Loaded:
+    """An AutoModelForSequenceClassification of one label as the policy, ready to be scored; dropout is off.
+
+    Of a language model the head over tokens is left out, and one of one number drawn by torch's generator, as the model's
+    configuration draws weights.
+    """
+    if adapted(name):
+        raise ValueError(f"{name} is an adapter; a reward model starts from a whole model: softq merge makes one of it")
+    if dtype == "nf4":
+        raise ValueError("--dtype nf4: a reward model is trained whole, and 4-bit weights can not be; leave it out")
+    told: tuple[str, ...] = ()
+    if tokenizer is None:
+        tokenizer, _, told = load_tokenizer(name, trust_remote_code)
+    config = _config(name, trust_remote_code)
+    check_labels(name, config)
+    kwargs = {"dtype": DTYPES[dtype], "trust_remote_code": trust_remote_code, "num_labels": 1}
+    with without_bars() if Path(name).is_dir() else nullcontext():
+        try:
+            read = AutoModelForSequenceClassification.from_pretrained(name, output_loading_info=True, **kwargs)
+        except SafetensorError as error:
+            raise ValueError(f"model {name}: its weights are damaged ({error}); fetch them again") from error
+        except ValueError as error:
+            said = str(error).splitlines()[0][:200]
+            raise ValueError(f"{name} ({config.model_type}) has no reward model in transformers: {said}") from error
+    model, found = read
+    missing = sorted(set(found["missing_keys"]) - {HEAD_WEIGHT})
+    if missing or HEAD not in dict(model.named_children()):
+        what = f"weights for {missing[0]}" if missing else f"a head {HEAD}"
+        raise ValueError(f"model {name}: a reward model of it lacks {what}; give a causal language model")
+    if device is not None:
+        model.to(device)
+    no_dropout(model)
+    plain = RewardModel(model, fresh=HEAD_WEIGHT in found["missing_keys"])
+    if not reward_is_right(plain):
+        raise ValueError(
+            f"this {config.model_type} model gives a row another reward in a batch than alone; softq needs a causal language model"
+        )
+    notes = ["its head over tokens is left out, and one of one number drawn"] if plain.fresh else []
+    chosen, reason = choose_layout(plain, layout)
+    notes += [f"layout plain, because {reason}"] if reason else []
+    notes += [note] if (note := padded_by(model, tokenizer)) else []
+    policy = RewardModel(model, chosen, fresh=plain.fresh)
+    return Loaded(Models({"policy": policy}), tokenizer, (*told, *notes))
+
+
 def no_dropout(model: nn.Module) -> None:
     """Rates of dropout and other noise to 0, wherever a forward pass reads them: in modules, in their numbers and in
     configurations. The model stays in train mode, which gradient checkpointing needs: p = 0, not eval()."""
@@ -151,18 +207,21 @@ def _model(name: str, dtype: str, trust_remote_code: bool) -> PreTrainedModel | 
             except (RuntimeError, SafetensorError) as error:
                 said = " ".join(str(error).split())[:300]
                 raise ValueError(f"model {name}: its adapter does not fit {base}, or is damaged ({said})") from error
-        try:
-            config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
-        except (OSError, ValueError) as error:
-            why = (
-                "its config can not be read"
-                if Path(name).is_dir()
-                else "no such directory, nor such a model on the hub"
-            )
-            raise ValueError(f"model {name}: {why}") from error
-        if config.is_encoder_decoder:
-            raise ValueError(f"{name} is an encoder-decoder ({config.model_type}); softq trains causal language models")
+        if is_reward_model(_config(name, trust_remote_code)):
+            raise ValueError(f"{name} is a reward model: it has no head over tokens, so it is no policy and no reference")
         return _from_pretrained(name, kwargs)
+
+
+def _config(name: str, trust_remote_code: bool) -> PreTrainedConfig:
+    try:
+        config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        here = Path(name).is_dir()
+        why = "its config can not be read" if here else "no such directory, nor such a model on the hub"
+        raise ValueError(f"model {name}: {why}") from error
+    if config.is_encoder_decoder:
+        raise ValueError(f"{name} is an encoder-decoder ({config.model_type}); softq trains causal language models")
+    return config
 
 
 def _from_pretrained(name: str, kwargs: Mapping[str, Any]) -> PreTrainedModel:

@@ -9,8 +9,10 @@ from softq.lm.attention import NotATree
 from softq.lm.forest import grow
 from softq.lm.layouts import LAYOUTS
 from softq.lm.model import CausalLM
+from softq.lm.reward import RewardModel
 from softq.lm.score import Models, score
-from softq.records import Tokens
+from softq.mdp.readouts import VALUE
+from softq.records import Tokens, like
 
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.bfloat16: 0.1, torch.float16: 0.05}
 """Mean |Δ log-prob| in nats that rounding may cause. RMSNorm rounds to float32 whatever the model's dtype."""
@@ -57,6 +59,25 @@ def plain_is_right(model: CausalLM) -> bool:
     return _close(ours[node[node >= 0].to(ours.device)], own.to(ours.dtype).log_softmax(-1), own.dtype)
 
 
+def reward_is_right(model: RewardModel) -> bool:
+    """Whether the reward of a whole row, in the plain layout, is what the model's own forward says of the row by itself."""
+    tokens = _sample(model.vocabulary)
+    rows = [row[: int(length)] for row, length in zip(tokens.ids, _ids(tokens), strict=True)]
+    config = model.config
+    pad, config.pad_token_id = config.pad_token_id, None  # any token may be in the sample
+    with torch.no_grad():
+        found = score(Models({"policy": model}), tokens, (VALUE,))["value"]
+        own = torch.cat([model.transformer(input_ids=row[None].to(found.device), use_cache=False).logits for row in rows])
+    config.pad_token_id = pad
+    ours = found[torch.arange(len(rows)), _ids(tokens) - 2]
+    return _close(ours, own[:, 0].to(ours.dtype), own.dtype)
+
+
+def _ids(tokens: Tokens) -> Tensor:
+    """[B]: how many ids each row has, up to its last action's."""
+    return (torch.arange(tokens.action.shape[1]) * tokens.action).amax(-1) + 2
+
+
 def verify_layout(models: Models, tokens: Tokens) -> str:
     """Score tokens in the models' layout and plainly, with gradient, and say how far apart they are.
 
@@ -68,13 +89,12 @@ def verify_layout(models: Models, tokens: Tokens) -> str:
         return "layout plain is the reference; nothing to compare"
     results = {layout: _with_gradient(policy, layout, tokens) for layout in (policy.layout, "plain")}
     (logp, gradient), (plain_logp, plain_gradient) = results[policy.layout], results["plain"]
+    what = "rewards within {:.1e}" if isinstance(policy, RewardModel) else "log-probs within {:.1e} nats"
     acted = tokens.action.to(logp.device)
     logp, plain_logp = logp[acted], plain_logp[acted]
     apart = (logp - plain_logp).abs().max().item()
     turned = ((gradient - plain_gradient).norm() / plain_gradient.norm()).item()
-    said = (
-        f"layout {policy.layout}: log-probs within {apart:.1e} nats of plain, gradient within {turned:.1e} of its norm"
-    )
+    said = f"layout {policy.layout}: {what.format(apart)} of plain, gradient within {turned:.1e} of its norm"
     dtype = next(policy.parameters()).dtype
     if not (_close(logp, plain_logp, dtype) and turned <= min(100 * TOLERANCE[dtype], 0.5)):
         raise ValueError(f"{said}: that is more than rounding; use --layout plain")
@@ -82,11 +102,12 @@ def verify_layout(models: Models, tokens: Tokens) -> str:
 
 
 def _with_gradient(policy: CausalLM, layout: str, tokens: Tokens) -> tuple[Tensor, Tensor]:
-    """Log-probs, and the gradient of a sum that weighs every action differently; the model is left as it was."""
+    """Log-probs (or rewards), and the gradient of a sum that weighs every action differently; the model is left as it was."""
     before, policy.layout = policy.layout, layout
     trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
     try:
-        logp = score(Models({"policy": policy}), tokens)["logp"]
+        needs = (VALUE,) if isinstance(policy, RewardModel) else ()
+        logp = like(score(Models({"policy": policy}), tokens, needs))
         weights = torch.linspace(-1, 1, logp.numel(), device=logp.device, dtype=logp.dtype).view_as(logp)
         gradients = torch.autograd.grad((logp * weights).sum(), trained, allow_unused=True)
     finally:
@@ -116,15 +137,22 @@ def _probe_fails(model: CausalLM, layout: str) -> str | None:
     tree = grow(_sample(model.vocabulary)).tree
     try:
         with torch.no_grad():
-            plain = model.logits(LAYOUTS["plain"](model.body, tree)).log_softmax(-1)
-            fast = model.logits(CausalLM(model.model, layout).states(tree)).log_softmax(-1)
+            plain = _numbers(model, LAYOUTS["plain"](model.body, tree))
+            fast = _numbers(model, type(model)(model.model, layout).states(tree))
     except (NotATree, TypeError, ValueError, RuntimeError) as error:
         config._attn_implementation = attention
         return f"it can not run it ({str(error).splitlines()[0]})"
     if _close(fast, plain, next(model.parameters()).dtype):
         return None
     config._attn_implementation = attention
-    return f"its log-probs would be {(fast - plain).abs().mean().item():.1e} nats off"
+    what = "rewards would be {:.1e}" if isinstance(model, RewardModel) else "log-probs would be {:.1e} nats"
+    return f"its {what.format((fast - plain).abs().mean().item())} off"
+
+
+def _numbers(model: CausalLM, states: Tensor) -> Tensor:
+    """What is read of states: log-probs, or a reward."""
+    logits = model.logits(states)
+    return logits if isinstance(model, RewardModel) else logits.log_softmax(-1)
 
 
 def _close(a: Tensor, b: Tensor, dtype: torch.dtype) -> bool:

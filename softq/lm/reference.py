@@ -7,6 +7,7 @@ import torch
 from peft import PeftModel
 
 from softq.lm.model import CausalLM, Uniform
+from softq.lm.reward import HEAD_WEIGHT
 from softq.lm.score import Models
 
 IDLE = {"_name_or_path", "transformers_version", "architectures", "use_cache"}
@@ -15,7 +16,10 @@ IDLE |= {"base_model_name_or_path", "peft_version", "inference_mode", "revision"
 
 
 def fingerprint(model: CausalLM | Uniform, *, adapter: bool = True) -> str:
-    """A hash of what decides a log-probability: weights, dtypes, configuration; adapter=False leaves LoRA's part out."""
+    """A hash of what decides a log-probability, or a reward: weights, dtypes, configuration.
+
+    adapter=False leaves out what a run may draw anew: LoRA's part, and the head of a reward model.
+    """
     if isinstance(model, Uniform):
         return f"uniform over {model.vocabulary}"
     settings = [{key: value for key, value in model.config.to_dict().items() if key not in IDLE}]
@@ -24,7 +28,7 @@ def fingerprint(model: CausalLM | Uniform, *, adapter: bool = True) -> str:
         settings += [{key: value for key, value in config.items() if key not in IDLE} for config in adapters]
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=_plain).encode())
     for name, tensor in sorted(model.transformer.state_dict().items()):
-        if not adapter and "lora_" in name:
+        if not adapter and ("lora_" in name or name == HEAD_WEIGHT):
             continue
         values = tensor.detach().cpu().contiguous()
         digest.update(f"{name.replace('base_layer.', '')} {values.dtype} {list(values.shape)}".encode())

@@ -33,6 +33,14 @@ class LanguageModel(Protocol):
         ...
 
 
+class Valued(Protocol):
+    """What a reward model is here: a `lm.reward.RewardModel`, and TabularLM."""
+
+    def values(self, tree: Tree) -> Tensor:
+        """[N] nodes -> [N] in float32 or wider: what its head says of each."""
+        ...
+
+
 class Models(nn.ModuleDict):
     """Models by name: "policy", which is trained, and frozen ones such as "ref". Calling it scores.
 
@@ -47,18 +55,41 @@ class Models(nn.ModuleDict):
 def score(models: Models, tokens: Tokens, needs: Sequence[Readout] = ()) -> Scored:
     """Log-probabilities of the actions, and every readout of `needs`, per action.
 
-    Returns {"logp": [B, T] nats, and name: [B, T, ...] of each readout}, 0 outside action, on the models' device.
-    Gradient flows to "policy" alone, if gradient is enabled. `tokens` are on the CPU.
+    Returns {"logp": [B, T] nats, and name: [B, T, ...] of each readout}, 0 outside action, on the models' device; no "logp" where
+    all that is needed are values. Gradient flows to "policy" alone, if gradient is enabled. `tokens` are on the CPU.
     """
     return models(tokens, needs)
 
 
 def _score(models: Mapping[str, LanguageModel], tokens: Tokens, needs: Sequence[Readout]) -> Scored:
-    readouts = list({readout.name: readout for readout in (LOGP, *needs)}.values())
-    seen = sorted({name for readout in readouts for name in readout.models})
-    missing = sorted(set(seen) - set(models.keys()))
+    values = [readout for readout in needs if readout.at == "value"]
+    others = [readout for readout in needs if readout.at != "value"]
+    said = list({readout.name: readout for readout in (LOGP, *others)}.values()) if others or not values else []
+    missing = sorted({name for readout in (*said, *values) for name in readout.models} - set(models.keys()))
     if missing:
         raise ValueError(f"a readout sees the model(s) {missing}, but only {sorted(models.keys())} are loaded")
+    found = _said(models, tokens, said) if said else {}
+    return found | (_valued(cast(Mapping[str, Valued], models), tokens, values) if values else {})
+
+
+def _valued(models: Mapping[str, Valued], tokens: Tokens, readouts: Sequence[Readout]) -> dict[str, Tensor]:
+    """What value heads say of the state behind each action. That behind the last one is a state too, which nobody acts on."""
+    pad = nn.functional.pad
+    wider = Tokens(pad(tokens.ids, (0, 1)), pad(tokens.action, (1, 0)), tokens.ended, tokens.prompt)
+    forest = grow(wider)
+    behind = forest.node[:, 1:][tokens.action]
+    seen: dict[str, Tensor] = {}
+    for name in sorted({name for readout in readouts for name in readout.models}):
+        with nullcontext() if name == "policy" else torch.no_grad():
+            values = models[name].values(forest.tree)
+            seen[name] = values.index_select(0, behind.to(values.device))
+    action = tokens.ids[:, 1:][tokens.action].to(next(iter(seen.values())).device)
+    return {readout.name: _scatter(readout.fn(seen, action), tokens.action) for readout in readouts}
+
+
+def _said(models: Mapping[str, LanguageModel], tokens: Tokens, readouts: Sequence[Readout]) -> dict[str, Tensor]:
+    """What is read of the states that are acted on, and of their logits."""
+    seen = sorted({name for readout in readouts for name in readout.models})
     forest = grow(tokens)
     acted = forest.node[tokens.action]
     states = {name: _states(models[name], name, forest.tree, acted) for name in seen}

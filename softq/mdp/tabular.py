@@ -204,12 +204,24 @@ class TabularLM(nn.Module):
 
     def states(self, tree: Tree) -> Tensor:
         """[N] nodes -> [N, V] rows of the table. What is no state of the tree, as inside a prompt, has none: nan."""
-        prefixes: list[Prefix] = []
-        for token, parent in zip(tree.token.tolist(), tree.parent.tolist(), strict=True):
-            prefixes.append((*(prefixes[parent] if parent >= 0 else ()), token))
-        row = torch.tensor([self.rows.get(prefix, -1) for prefix in prefixes], device=self.table.device)
+        row = torch.tensor([self.rows.get(prefix, -1) for prefix in self._prefixes(tree)], device=self.table.device)
         return torch.where((row >= 0)[:, None], self.table[row.clamp(min=0)], torch.nan)
 
     def logits(self, states: Tensor) -> Tensor:
         """[n, V] -> [n, V]: the rows themselves."""
         return states
+
+    def values(self, tree: Tree) -> Tensor:
+        """[N] nodes -> [N]: read as a reward model, the entry of the action that led to each. Where none did it is nan."""
+        prefixes = self._prefixes(tree)
+        row = torch.tensor([self.rows.get(prefix[:-1], -1) for prefix in prefixes], device=self.table.device)
+        entry = self.table[row.clamp(min=0), tree.token.to(row.device)]
+        return torch.where(row >= 0, entry, torch.nan)
+
+    @staticmethod
+    def _prefixes(tree: Tree) -> list[Prefix]:
+        """The tokens up to each node."""
+        prefixes: list[Prefix] = []
+        for token, parent in zip(tree.token.tolist(), tree.parent.tolist(), strict=True):
+            prefixes.append((*(prefixes[parent] if parent >= 0 else ()), token))
+        return prefixes

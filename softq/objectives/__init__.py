@@ -11,6 +11,7 @@ from softq.objectives.margins import discopop, dpo, exo, hinge, ipo, robust
 from softq.objectives.rankings import all_pairs, best_vs_rest, exo_k, infonca, nca_k, plackett_luce, sppo
 from softq.objectives.reference_free import alphapo, cpo, gamma_dpo, orpo, simpo, slic
 from softq.objectives.regression import kl_to_target, rebel, reward_regression, soft_preference
+from softq.objectives.reward_model import rm
 from softq.objectives.sides import apo_down, apo_zero, bco_pair, nca, sppo_hard
 from softq.objectives.token_level import bmc, cringe, tdpo1, tdpo2, wpo
 from softq.objectives.transport import aot, aot_unpaired
@@ -67,4 +68,5 @@ METHODS: Mapping[str, Callable[..., Method]] = {
     "kl_to_target": kl_to_target,
     "aligndistil": aligndistil,
     "sft": sft,
+    "rm": rm,
 }

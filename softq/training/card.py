@@ -21,6 +21,15 @@ _MARKS = re.compile(r"([\\`*_{}\[\]<>#|~!&$])")
 _OPTION = re.compile(",(?=[a-z]+=)")
 
 
+REWARD = """from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+name = "."  # this directory, or its name on the hub
+model = AutoModelForSequenceClassification.from_pretrained(name)
+tokenizer = AutoTokenizer.from_pretrained(name)
+text = PROMPT + COMPLETION  # as the template renders them, up to the end token and no further: its state is what is read
+reward = model(**tokenizer(text, add_special_tokens=False, return_tensors="pt")).logits[0, 0]"""
+
+
 def card(record: Record) -> str:
     """The README of an output, from what its manifest says: YAML for the hub, then Markdown for people.
 
@@ -80,7 +89,8 @@ def _head(record: Record) -> str:
         tags += [name.rpartition(":")[2] for name in method_names(settings["method"])]
         tags += ["lora"] * record.get("adapter", settings["use_peft"])
     head: dict[str, Any] = {"base_model": start} if _on_hub(start) else {}
-    head |= {"library_name": "peft" if adapter else "transformers", "pipeline_tag": "text-generation"}
+    task = "text-classification" if record.get("reward_model") else "text-generation"
+    head |= {"library_name": "peft" if adapter else "transformers", "pipeline_tag": task}
     head["tags"] = [*tags, *(["merge"] if "merge" in record else [])]
     paths = [_spelled(source) for source in (settings or {}).get("data", ())]
     named = [path for path in (_OPTION.split(path)[0] for path in paths) if DataSource(path).hub]
@@ -113,6 +123,7 @@ def _trained(record: Record) -> Iterator[str]:
     """The method with its settings, where it started and what it was compared with."""
     settings = record["settings"]
     kind = "A LoRA adapter" if _adapter(record) else "A language model"
+    kind = "A reward model" if record.get("reward_model") else kind
     yield (
         f"{kind}, trained from {_code(settings['model'])} with softq {record['versions']['softq']} by "
         f"{_code(settings['method'])}:"
@@ -123,7 +134,8 @@ def _trained(record: Record) -> Iterator[str]:
     reference = record["reference"]
     if reference is None:
         others = record.get("models") or {}
-        yield "No reference model: the loss reads the policy alone." if not others else _others(others)
+        read = "the model" if record.get("reward_model") else "the policy"
+        yield f"No reference model: the loss reads {read} alone." if not others else _others(others)
         return
     known = Path(str(reference["model"])).exists() or _on_hub(str(reference["model"]))
     said = _code(reference["model"]) if known else _text(reference["model"])
@@ -225,6 +237,8 @@ def _then(record: Record) -> str:
 
 
 def _use(record: Record) -> str:
+    if record.get("reward_model"):
+        return REWARD
     adapter = _adapter(record)
     kind = "AutoPeftModelForCausalLM" if adapter else "AutoModelForCausalLM"
     imports = ["from peft import AutoPeftModelForCausalLM", "from transformers import AutoTokenizer"]

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from softq.lm.score import Models
-from softq.records import Batch, Method, Scored, moved, no_credit
+from softq.records import Batch, Method, Scored, like, moved, no_credit
 from softq.training import ranks
 from softq.training.measure import Sums, carried, measured, merged
 from softq.training.plan import assembled, everywhere, losses, plan, scored_by, scored_whole
@@ -97,7 +97,7 @@ def evaluate(
     with torch.no_grad():
         batch = credited(method, models, with_columns(batch, method.memory if memory is None else memory), budget)
         whole = scored_whole(method, models, batch, budget)
-        there = moved(batch, whole["logp"].device)
+        there = moved(batch, like(whole).device)
         loss = losses(method, whole, there, [term.weigh(batch) for term in method.terms])
         return merged([_seen(method, whole, batch, loss)])
 
@@ -107,7 +107,7 @@ def credited(method: Method, models: Models, batch: Batch, tokens_per_micro: int
     if method.credit is no_credit:
         return batch
     whole = scored_whole(method, models, batch, tokens_per_micro)
-    columns = method.credit(whole, moved(batch, whole["logp"].device))
+    columns = method.credit(whole, moved(batch, like(whole).device))
     return with_columns(batch, {name: column.detach().cpu() for name, column in columns.items()})
 
 
@@ -122,4 +122,4 @@ def _numbers(memory: Mapping[str, Tensor]) -> dict[str, float]:
 
 
 def _seen(method: Method, scored: Scored, batch: Batch, loss: Tensor) -> Sums:
-    return {"loss": (loss.detach(), 1), **measured(method, scored, moved(batch, scored["logp"].device))}
+    return {"loss": (loss.detach(), 1), **measured(method, scored, moved(batch, like(scored).device))}

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Mapping
 import torch
 from torch import Tensor
 
-from softq.records import Batch, Labels, Method, Pairs, Scored, group_of, implicit
+from softq.records import Batch, Labels, Method, Pairs, Scored, group_of, implicit, valued
 
 Sums = Mapping[str, tuple[Tensor, int]]  # name -> (sum, count)
 ADDED = ("loss", "num_tokens")  # the parts of a step add up to its loss; everything else is a mean
@@ -14,21 +14,25 @@ ADDED = ("loss", "num_tokens")  # the parts of a step add up to its loss; everyt
 def measured(method: Method, scored: Scored, batch: Batch) -> Sums:
     """TRL's names where it has one.
 
-    rewards/* is β · log π/π_ref (β · log π without a reference), whatever the loss; scores/* is what the loss trains.
+    rewards/* is β · log π/π_ref (β · log π without a reference), whatever the loss; scores/* is what the loss trains. Of a reward
+    model both are its reward, and there is no logps/*.
     Chosen and rejected are the sides of pairs, the good and the bad of labels, the best and the worst of a group.
     accuracies count a reward strictly above the other's; ties are counted on their own. kl is the mean log-ratio, in nats, of
     completions under another's prompt, as it is: below 0 too, where TRL's is at least 0.
     """
-    reward = method.beta * implicit(scored, batch).detach()
     score = method.beta * method.reward(scored, batch).detach()
-    logp = scored["logp"].detach().sum(-1)
+    reward = score if valued(method) else method.beta * implicit(scored, batch).detach()
     tokens = batch.tokens.action
-    sums: dict[str, tuple[Tensor, int]] = {"num_tokens": (tokens.sum().to(logp.dtype), 1)}
+    sums: dict[str, tuple[Tensor, int]] = {"num_tokens": (tokens.sum().to(score.dtype), 1)}
     if method.takes == "rows":
+        logp = scored["logp"].detach().sum(-1)
         sums |= {"logps/chosen": (logp.sum(), len(logp)), "logps/token": (logp.sum(), int(tokens.sum()))}
         return {**sums, **_by_source(batch, lambda rows: _demonstrated(logp[rows], tokens[rows]))}
     chosen, rejected = _sides(batch)
-    for name, values in (("rewards", reward), ("scores", score), ("logps", logp)):
+    shown = {"rewards": reward, "scores": score}
+    if not valued(method):
+        shown["logps"] = scored["logp"].detach().sum(-1)
+    for name, values in shown.items():
         sums[f"{name}/chosen"] = (values[chosen].sum(), len(chosen))
         sums[f"{name}/rejected"] = (values[rejected].sum(), len(rejected))
     if isinstance(batch.feedback, Labels):

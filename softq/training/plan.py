@@ -8,7 +8,7 @@ from torch import Tensor
 
 from softq.lm.forest import grow
 from softq.lm.score import Models
-from softq.records import Batch, Method, Scored, Tokens, moved, take
+from softq.records import Batch, Method, Scored, Tokens, like, moved, take
 from softq.training import ranks
 
 
@@ -104,7 +104,7 @@ def _rows(tokens: Tokens, prompts: list[int]) -> Tensor:
 
 def losses(method: Method, scored: Scored, batch: Batch, weights: Iterable[Tensor]) -> Tensor:
     """Σ over terms and their values of loss · weight: a scalar. A value that is not finite is an error naming its records."""
-    total = torch.zeros((), dtype=scored["logp"].dtype, device=scored["logp"].device)
+    total = torch.zeros((), dtype=like(scored).dtype, device=like(scored).device)
     for term, weight in zip(method.terms, weights, strict=True):
         values = term.loss(scored, batch)
         if not isinstance(values, Tensor) or values.shape != weight.shape:
@@ -123,7 +123,7 @@ def scored_by(models: Models, batch: Batch, method: Method) -> Scored:
     """What the method needs of a batch. A readout whose values the batch brings, as a column of its name, is not computed."""
     stored = [readout.name for readout in method.needs if readout.name in batch.columns]
     scored = models(batch.tokens, tuple(readout for readout in method.needs if readout.name not in stored))
-    return {**scored, **{name: batch.columns[name].to(scored["logp"]) for name in stored}}
+    return {**scored, **{name: batch.columns[name].to(like(scored)) for name in stored}}
 
 
 def scored_whole(method: Method, models: Models, batch: Batch, tokens_per_micro: int) -> Scored:
@@ -166,7 +166,7 @@ def _part(method: Method, batch: Batch, weights: list[Tensor], rows: Tensor) -> 
     ]
 
     def share(scored: Scored) -> Tensor:
-        return losses(method, scored, moved(part, scored["logp"].device), shares)
+        return losses(method, scored, moved(part, like(scored).device), shares)
 
     return Micro(rows, part, share)
 
@@ -182,7 +182,7 @@ def _cotangents(
     """The loss of a whole step, and its gradient with respect to the scores."""
     leaves = {name: values.clone().requires_grad_() for name, values in whole.items()}
     with torch.enable_grad():
-        loss = losses(method, leaves, moved(batch, whole["logp"].device), weights)
+        loss = losses(method, leaves, moved(batch, like(whole).device), weights)
         gradients = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
     return loss.detach(), {name: g for name, g in zip(leaves, gradients, strict=True) if g is not None}
 

@@ -16,12 +16,13 @@ from softq.data.read import Dataset, boundaries, cache_directory, read, template
 from softq.data.rows import DataError
 from softq.data.sources import opened
 from softq.data.store import Records
-from softq.lm.load import Loaded, Lora, load
+from softq.lm.load import Loaded, Lora, load, load_reward_model
 from softq.lm.model import AdapterOff
 from softq.lm.probe import verify_layout
 from softq.lm.reference import fingerprint
+from softq.lm.reward import RewardModel
 from softq.lm.tokenizer import Spoken
-from softq.records import Batch, Method
+from softq.records import Batch, Method, valued
 from softq.training import ranks
 from softq.training.events import RunError
 from softq.training.loop import credited, evaluate, with_columns
@@ -85,6 +86,34 @@ def load_models(
         raise ValueError(f"--reference-mixup: {name} reads no reference; leave it out")
     if settings.reference is not None and data.stored:
         raise ValueError("--reference: the data stores the reference's log-probs (ref_logps); leave one of them out")
+    if valued(method):
+        loaded = _reward_model(name, settings, call, tokenizer, device)
+    else:
+        loaded = _policy(settings, method, call, data, tokenizer=tokenizer, device=device)
+    if settings.gradient_checkpointing:
+        kwargs = {"use_reentrant": False}
+        loaded.policy.transformer.gradient_checkpointing_enable(gradient_checkpointing_kwargs=kwargs)
+    return loaded
+
+
+def _reward_model(
+    name: str, settings: Settings, call: Call, tokenizer: PreTrainedTokenizerBase, device: str
+) -> Loaded:
+    if settings.use_peft:
+        raise ValueError(f"--use-peft: {name} trains a reward model whole, with a head of its own; leave it out")
+    return load_reward_model(
+        settings.model,
+        tokenizer=tokenizer,
+        layout=settings.layout,
+        dtype=settings.dtype,
+        device=device,
+        trust_remote_code=call.trust_remote_code,
+    )
+
+
+def _policy(
+    settings: Settings, method: Method, call: Call, data: Data, *, tokenizer: PreTrainedTokenizerBase, device: str
+) -> Loaded:
     targets = settings.lora_target_modules
     lora = Lora(settings.lora_r, settings.lora_alpha, targets[0] if targets == ["all-linear"] else targets)
     loaded = load(
@@ -107,9 +136,6 @@ def load_models(
                 f"--reference-mixup: the reference {settings.reference} has no {unlike[0]} like the policy's, so it can "
                 "not follow it; leave --reference out, or give the model that training starts from"
             )
-    if settings.gradient_checkpointing:
-        kwargs = {"use_reentrant": False}
-        loaded.policy.transformer.gradient_checkpointing_enable(gradient_checkpointing_kwargs=kwargs)
     return loaded
 
 
@@ -232,8 +258,9 @@ def checked(
     notes = []
     if settings.best and data.held is None:
         raise ValueError(f"--best {settings.best}: nothing is held out; give --eval-data or --eval-fraction")
-    if call.samples and (data.held is None or settings.shard):
+    if call.samples and (data.held is None or settings.shard or valued(method)):
         why = "a sharded model can not generate here" if settings.shard else "nothing is held out to answer"
+        why = "a reward model answers nothing" if valued(method) else why
         raise ValueError(f"--samples {call.samples}: {why}; leave it out")
     if call.verify_layout and settings.layout == "plain":
         raise ValueError(
@@ -280,7 +307,8 @@ def _pulls(method: Method, loaded: Loaded, batch: Batch, budget: int) -> None:
     batch = credited(method, loaded.models, with_columns(batch, method.memory), budget)
     micro = plan(method, loaded.models, batch, tokens_per_micro=budget).micros[0]
     if not micro.share(scored_by(loaded.models, micro.batch, method)).requires_grad:
-        raise ValueError("the loss has no gradient: it must be a function of scored['logp'] that is not detached")
+        what = "value" if valued(method) else "logp"
+        raise ValueError(f"the loss has no gradient: it must be a function of scored[{what!r}] that is not detached")
 
 
 def facts(name: str, settings: Settings, method: Method, loaded: Loaded, data: Data) -> dict[str, Any]:
@@ -289,12 +317,14 @@ def facts(name: str, settings: Settings, method: Method, loaded: Loaded, data: D
     told = (
         referred and not data.stored and settings.reference is None
     )  # then the reference is what training starts from
+    drawn = isinstance(loaded.policy, RewardModel) and loaded.policy.fresh
     names = len(data.train.sources) > 1  # then metrics are logged by them
     return {
         "reference": _reference(settings, loaded, data) if referred else None,
         "models": {model: _frozen(loaded, model, there, settings.dtype) for model, there in settings.models.items()},
-        "base": None if told else {"fingerprint": fingerprint(loaded.policy, adapter=not settings.use_peft)},
+        "base": None if told else {"fingerprint": fingerprint(loaded.policy, adapter=not (settings.use_peft or drawn))},
         "adapter": loaded.policy.adapted,
+        "reward_model": valued(method),
         "code": _code(name),
         "data": {
             "files": {path: sha256(path) for path in _files(data)},

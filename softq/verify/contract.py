@@ -20,6 +20,7 @@ from softq.verify.lines import (
     rankings,
     reference_free,
     regression,
+    reward_model,
     sides,
     sums,
     token_level,
@@ -41,6 +42,7 @@ SHAPES = (
     regression,
     distillation,
     demonstrations,
+    reward_model,
     sums,
     policy_gradient,
 )

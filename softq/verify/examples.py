@@ -1,4 +1,4 @@
-"""Laws of small examples: KL estimators, an environment that draws, and the four ways to construct one loss."""
+"""Laws of small examples: KL estimators, an environment that draws, and where a reward model ends."""
 
 import torch
 from torch import Tensor
@@ -16,8 +16,12 @@ from softq.mdp.chance import (
     two_states,
 )
 from softq.mdp.divergence import corrected, k1, k2, k3, straight_through
-from softq.mdp.tabular import gradient, random_table, token_tree
+from softq.mdp.tabular import at_the_end, gradient, random_table, token_tree
+from softq.objectives.links import group_mean
+from softq.objectives.reward_model import rm
 from softq.verify.law import EXACT, Finding, Law, apart
+from softq.verify.populations import soft_pairs
+from softq.verify.tables import slope, table
 
 CHOICE = token_tree([(0,)], vocabulary=5, horizon=1)
 POLICY, REFERENCE = 2 * random_table(CHOICE, 31)[0], random_table(CHOICE, 32)[0].log_softmax(-1)
@@ -86,6 +90,30 @@ def _luck(_: None) -> Finding:
     return Finding(max(off), 1e-8, f"luck up to {float(added.abs().max()):.1f} is credited to actions: {lost}")
 
 
+def _reward_model(_: None) -> Finding:
+    """On every pair of completions of a prompt, labelled by σ(R_w - R_l): no slope at r = R, and where descent from elsewhere ends."""
+    whole, method = soft_pairs(1.0), rm()
+    reward, prompt = whole.batch.columns["reward"], whole.batch.tokens.prompt
+    truth = at_the_end(whole.tree, whole.batch.tokens, reward)
+    start = random_table(whole.tree, 33, 2.0)
+    steepest = slope(method, whole.at(start), whole.batch).gradient.abs().max()
+    flat = float(slope(method, whole.at(truth), whole.batch).gradient.abs().max() / steepest)
+    of = whole.at(start)
+    mover = torch.optim.LBFGS([table(of)], max_iter=300, tolerance_grad=1e-13, tolerance_change=0, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        found = slope(method, of, whole.batch)
+        table(of).grad = found.gradient
+        return found.loss
+
+    mover.step(closure)  # pyright: ignore[reportArgumentType]
+    apart_by = method.reward(of(whole.batch.tokens, method.needs), whole.batch).detach() - reward
+    constants = group_mean(apart_by, prompt, int(prompt.max()) + 1)
+    off = float((apart_by - constants[prompt]).abs().max())
+    free = ", ".join(f"{constant:+.2f}" for constant in constants.tolist())
+    return Finding(max(flat, off), 1e-6, f"r - R is {free} on the prompts; the slope at r = R is {flat:.0e}")
+
+
 EXAMPLE_LAWS: tuple[Law[None], ...] = (
     Law(
         "KL estimators",
@@ -99,5 +127,11 @@ EXAMPLE_LAWS: tuple[Law[None], ...] = (
         "trajectories they do not.",
         "What chance did would be taken for what actions did, without anybody's knowing how much.",
         _luck,
+    ),
+    Law(
+        "reward model",
+        "On all pairs of a prompt, labelled by Bradley and Terry's σ(R_w - R_l), rm ends at r = R + a constant of the prompt.",
+        "A reward model does not learn the reward that the labels were drawn by: a sign, or the token that it is read at, is wrong.",
+        _reward_model,
     ),
 )

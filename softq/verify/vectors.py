@@ -18,7 +18,7 @@ from softq.mdp.tabular import TokenTree, along, token_tree
 from softq.objectives import METHODS
 from softq.objectives.policy_gradient import grpo
 from softq.objectives.sums import weighted_sum
-from softq.records import COLUMNS, Batch, FixedPoint, Labels, Method, Pairs, Scored, Tokens, implicit, no_credit
+from softq.records import COLUMNS, Batch, FixedPoint, Labels, Method, Pairs, Scored, Tokens, implicit, no_credit, valued
 from softq.training.loop import with_columns
 from softq.training.plan import losses
 from softq.verify.contract import FAMILIES, steps
@@ -86,6 +86,9 @@ def scored_from(entry: Entry, method: Method, dtype: torch.dtype = torch.float64
     inputs, batch = entry["inputs"], batch_from(entry, dtype)
     action = batch.tokens.action
     names = {readout.name for readout in method.needs}
+    if "value" in inputs:
+        leaf = _tensor(inputs["value"], action, dtype).requires_grad_()
+        return leaf, {"value": leaf}
     if "logits" not in inputs:
         leaf = _tensor(inputs["logp"], action, dtype).requires_grad_()
         return leaf, {"logp": leaf} | {name: _tensor(inputs[name], action, dtype) for name in names}
@@ -123,7 +126,7 @@ def given(entry: Entry, method: Method, dtype: torch.dtype = torch.float64) -> d
         "losses": by_term([term.loss(scored, batch) for term in method.terms]),
         "weights": by_term(weights),
         "gradient": _listed(gradient, action),
-        "rewards": _listed(method.beta * implicit(scored, batch), action),
+        "rewards": _listed(method.beta * (method.reward if valued(method) else implicit)(scored, batch), action),
         "scores": _listed(method.beta * method.reward(scored, batch), action),
         **({"advantage": _listed(credit["advantage"], action)} if "advantage" in credit else {}),
     }
@@ -238,7 +241,8 @@ def _states(tree: TokenTree, table: Tensor, tokens: Tokens) -> Tensor:
 
 def _action(inputs: Mapping[str, Any]) -> Tensor:
     """[B, T] bool: rows are as long as their lists."""
-    length = torch.tensor([len(row) for row in inputs["tokens" if "tokens" in inputs else "logp"]])
+    given = next(name for name in ("tokens", "logp", "value") if name in inputs)
+    length = torch.tensor([len(row) for row in inputs[given]])
     return torch.arange(int(length.max()))[None] < length[:, None]
 
 
