@@ -215,8 +215,8 @@ class TabularLM(nn.Module):
         """[N] nodes -> [N]: read as a reward model, the entry of the action that led to each. Where none did it is nan."""
         prefixes = self._prefixes(tree)
         row = torch.tensor([self.rows.get(prefix[:-1], -1) for prefix in prefixes], device=self.table.device)
-        entry = self.table[row.clamp(min=0), tree.token.to(row.device)]
-        return torch.where(row >= 0, entry, torch.nan)
+        token = tree.token.to(row.device).where(row >= 0, 0)  # a prompt's may be none of the vocabulary
+        return torch.where(row >= 0, self.table[row.clamp(min=0), token], torch.nan)
 
     @staticmethod
     def _prefixes(tree: Tree) -> list[Prefix]:

@@ -17,7 +17,7 @@ from torch import Tensor
 from softq.lm.score import Models
 from softq.mdp.tabular import every_trajectory, token_tree
 from softq.objectives import METHODS
-from softq.records import Batch, Labels, Method, Pairs, Tokens
+from softq.records import Batch, Labels, Method, Pairs, Tokens, valued
 from softq.training.loop import with_columns
 from softq.training.plan import scored_by
 from softq.verify.tables import filled, models, slope
@@ -182,6 +182,8 @@ def _roads(method: Method, span: float, aside: float) -> tuple[str, list[Road]]:
     if takes.startswith("labels"):
         return "L = log π/π_ref of the completion", [_open(kind, kind, span, (1.0, 0.0)) for kind in ("good", "bad")]
     better, worse = ("chosen", "rejected") if takes == "pairs" else ("better", "worse")
+    if valued(method):
+        return "margin r(chosen) − r(rejected)", [_closed(takes)]
     margin = f"margin L({better}) − L({worse})"
     if not any("ref" in readout.models for readout in method.needs):
         return f"log π({better})/π({worse})", [_closed(takes)]

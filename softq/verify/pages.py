@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from softq.inspection.plot import Kind, Panel, Series, plot
-from softq.records import COLUMNS, Method, implicit
+from softq.records import COLUMNS, Method, implicit, valued
 from softq.verify.contract import CONTRACT
 from softq.verify.curves import Curve, Curves, curves
 from softq.verify.line import Line
@@ -110,9 +110,8 @@ def facts(page: Page) -> Iterator[tuple[str, str]]:
 
 def _read(method: Method) -> Iterator[str]:
     for readout in method.needs:
-        of = " and ".join(
-            {"ref": "the reference", "policy": "the policy"}.get(m, f"model {m!r}") for m in readout.models
-        )
+        policy = "the model" if valued(method) else "the policy"
+        of = " and ".join({"ref": "the reference", "policy": policy}.get(m, f"model {m!r}") for m in readout.models)
         yield f"{readout.name}, of {of}"
     for name in method.columns:
         if name in COLUMNS:
@@ -123,6 +122,8 @@ def scored(method: Method) -> str:
     """What rewards/* and scores/* are in the logs, with their unit."""
     if method.takes == "rows":
         return "logps/chosen, nats a completion; logps/token, nats a token"
+    if valued(method):
+        return "rewards/* is r of a completion, in reward; scores/*, what the loss trains, is the same; there is no logps/*"
     ratio = "log π/π_ref" if any(readout.name == "ref_logp" for readout in method.needs) else "log π"
     rewards = f"rewards/* is β {ratio} of a completion, in reward"
     if method.reward is implicit:
@@ -156,13 +157,14 @@ def stated(line: Line) -> Iterator[str]:
 def drawn(page: Page) -> tuple[str, str]:
     """The picture of a method, an SVG, and what its dots are."""
     found = curves(page.method)
+    unit, units = ("reward", "in reward") if valued(page.method) else ("nat", "nats")
     within = "" if found.axis.endswith("log π of the completion") else f"; ±{found.reach:g}/β, β = {found.beta:g}"
     panels = [
         Panel(title, list(_series(page.name, found, pick)))
-        for title, pick in (("loss", lambda curve: curve.loss), ("gradient, per nat", lambda curve: curve.gradient))
+        for title, pick in (("loss", lambda curve: curve.loss), (f"gradient, per {unit}", lambda curve: curve.gradient))
     ]
     label, title = f"Loss and gradient of {page.name} against {found.axis}", page.name if len(found.own) > 1 else ""
-    picture = plot(panels, axis=f"{found.axis}, nats{within}", label=label, title=title)
+    picture = plot(panels, axis=f"{found.axis}, {units}{within}", label=label, title=title)
     rests = [f"{curve.name} {x:.4g}".strip() for curve in found.own for x in curve.rests]
     return picture, f"Dots: where descent comes to rest, at {', '.join(rests)} nats." if rests else ""
 
