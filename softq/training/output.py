@@ -23,6 +23,7 @@ from softq.data.read import DROPPED, MERGED, Dataset
 from softq.data.store import synced, write_json
 from softq.lm.load import without_bars
 from softq.lm.model import CausalLM
+from softq.lm.reward import RewardModel
 from softq.training import checkpoint, ranks
 from softq.training.card import card
 from softq.training.events import OutputError, RunError
@@ -187,13 +188,15 @@ def write_model(directory: Path, policy: CausalLM, state: dict[str, Tensor] | No
 def write_words(
     directory: Path, policy: CausalLM, tokenizer: PreTrainedTokenizerBase, ends: frozenset[int] = frozenset()
 ) -> None:
-    """Tokenizer with template, and the generation config with every end token."""
+    """Tokenizer with template and, of what generates, the generation config with every end token."""
     try:
         tokenizer.save_pretrained(directory)
     except Exception as error:
         if type(error) is not Exception:
             raise
         raise OSError(str(error)) from error  # what the tokenizers library means
+    if isinstance(policy, RewardModel):
+        return
     generation = policy.transformer.generation_config or GenerationConfig()
     generation.eos_token_id = end_tokens(policy, tokenizer, ends)
     generation.save_pretrained(directory)
