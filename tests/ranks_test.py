@@ -47,6 +47,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "groups": ("infonca", {"data": "groups"}),
     "sft": ("sft", {**LORA, "gradient_checkpointing": True}),
     "wpo": ("wpo", {"tokens_per_micro": 40}),
+    "reward model": ("rm", {"center": 0.1, "tokens_per_micro": 40}),
     "tdpo2": ("tdpo2", LORA),
     "moving": ("dpo", MOVING),
     "kept reference": ("dpo", {"cache_reference": True}),

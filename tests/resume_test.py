@@ -66,6 +66,7 @@ def same_weights(a: Path, b: Path) -> None:
         ("kto", {"tokens_per_micro": 40, "baseline": "dataset"}),
         ("aot", {"gradient_checkpointing": True}),
         ("sft", {"dtype": "bfloat16"}),
+        ("rm", {"center": 0.1, "tokens_per_micro": 40}),
         ("dpo", {"reference_mixup": 0.6, "reference_every": 2}),
         ("dpo", {"reference_mixup": 0.3, "reference_every": 3, "use_peft": True, "lora_r": 4}),
         ("dpo", {"cache_reference": True}),

@@ -102,6 +102,7 @@ DEFAULTS = {
     "reward_regression": {"beta": 0.1, "value": "log_z"},
     "aligndistil": {"beta": 0.1, "ratio": 20.0, "epsilon": 0.001},
     "sft": {},
+    "rm": {"center": 0.0},
 }
 
 
@@ -244,6 +245,7 @@ OTHER = {
     "bar": 0.3,
     "baseline": "running",
     "beta": 0.37,
+    "center": 0.2,
     "delta": 0.7,
     "desirable_weight": 1.7,
     "epsilon": 0.4,

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from softq.data.store import write_json, write_text
 from softq.studies.arms import START, Results, arms
@@ -50,10 +51,10 @@ def family(
     yield Note(f"written to {directory}: {TABLE}, {FIGURES}, {PICTURE}")
 
 
-def claim(directory: Path, recipe: Recipe) -> None:
+def claim(directory: Path, recipe: Any, study: str = "family") -> None:
     """Make the directory, or take over an earlier study of this recipe; refuse one that holds anything else."""
     marked = directory / STUDY
-    told = {"study": "family", "recipe": recipe._asdict()}
+    told = {"study": study, "recipe": recipe._asdict()}
     if marked.is_file():
         if (then := json.loads(marked.read_text(encoding="utf-8"))) != told:
             raise OutputError(f"--output {directory} holds another study, of {then}; give another directory")

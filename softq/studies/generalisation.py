@@ -1,0 +1,147 @@
+"""An implicit and an explicit reward from one start on one data set: which of them is right about answers of another kind?
+
+A model is fine-tuned on what a crowd writes, once a seed. From it dpo trains a policy, whose log π/π_ref is an implicit reward,
+and rm a reward model, on the same pairs in the same order. The truth of the world says how often each is right: on new pairs of
+the same kind, and under shifts of the prompt, of the response and of the policy (arXiv 2409.03650).
+"""
+
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from random import Random
+from typing import NamedTuple
+
+import torch
+
+from softq.data.encode import Encoded
+from softq.data.store import write_json, write_text
+from softq.lm.load import Loaded, load, load_reward_model
+from softq.objectives import METHODS
+from softq.objectives.margins import contrast
+from softq.records import Method
+from softq.studies.family import claim
+from softq.studies.generalisation_text import document, markdown, picture
+from softq.studies.ground import encoded
+from softq.studies.shifts import CROWD, written_by
+from softq.studies.side_by_side import side_by_side
+from softq.studies.small_model import Compared, crowd_pairs, fine_tune
+from softq.training.events import Event, Note
+from softq.training.loop import default_budget, train
+from softq.training.plan import scored_whole
+from softq.training.source import batch_of, batches
+from softq.training.update import AdamW
+from softq.worlds.guidebook import guidebook
+
+TABLE, FIGURES, PICTURE = "generalisation.md", "generalisation.json", "generalisation.svg"
+WARMUP = 10  # steps
+
+
+class Recipe(NamedTuple):
+    """How large everything is; a study is of one recipe."""
+
+    demonstrations: int = 24_000
+    fine_tuning: int = 600  # steps
+    pairs: int = 10_000
+    batch: int = 32  # pairs a step
+    steps: int = 300
+    learning_rate: float = 3e-4
+    beta: float = 0.1  # of dpo
+    judged: int = 1000  # pairs of each kind
+
+
+class Found(NamedTuple):
+    """What one seed came to: by kind of pairs, how many there were and the share that each reward has right, a tie being wrong."""
+
+    implicit: Mapping[str, float]
+    explicit: Mapping[str, float]
+    pairs: Mapping[str, int]
+    seconds: float
+
+
+def generalisation(
+    directory: Path, seeds: Sequence[int], recipe: Recipe = Recipe(), *, processes: int = 2
+) -> Iterator[Event]:
+    """Train what is not yet trained, and write table and picture into `directory`; events on the way.
+
+    OutputError where the directory holds something else, or a study of another recipe.
+    """
+    claim(directory, recipe, "generalisation")
+    left = [seed for seed in seeds if not file_of(directory, seed).exists()]
+    yield Note(f"{len(left)} of {len(seeds)} seeds to train")
+    for _ in side_by_side(partial(_written, directory, recipe), left, processes):
+        pass
+    found = {
+        seed: Found(**json.loads(file_of(directory, seed).read_text(encoding="utf-8"))) for seed in seeds
+    }
+    write_text(directory / TABLE, markdown(found, recipe))
+    write_text(directory / FIGURES, document(found, recipe))
+    write_text(directory / PICTURE, picture(found))
+    yield Note(f"written to {directory}: {TABLE}, {FIGURES}, {PICTURE}")
+
+
+def file_of(directory: Path, seed: int) -> Path:
+    """Where a seed is written down."""
+    return directory / "runs" / f"seed={seed}.json"
+
+
+def compared(directory: Path, recipe: Recipe, seed: int) -> Found:
+    """Both rewards of a seed, trained and judged; its fine-tuned model is kept in `directory`."""
+    began, world = time.monotonic(), guidebook(seed)
+    start = directory / "models" / f"seed-{seed}"
+    if not (start / "tokenizer_config.json").exists():  # which is written last
+        start.mkdir(parents=True, exist_ok=True)
+        fine_tune(world, start, seed, answers=recipe.demonstrations, steps=recipe.fine_tuning)
+    policy = load(str(start), "start")
+    torch.manual_seed(seed)  # draws the head
+    model = load_reward_model(str(start))
+    dpo, rm = METHODS["dpo"](beta=recipe.beta), METHODS["rm"]()
+    seen = _encoded(crowd_pairs(world, recipe.pairs, seed), policy)
+    kinds = {
+        kind: _encoded(made(world, recipe.judged, Random(f"{kind} {seed}")), policy) for kind, made in CROWD.items()
+    }
+    kinds["fine-tuned"] = _encoded(written_by(world, policy, recipe.judged, seed), policy)
+    trained(policy, dpo, seen, recipe, seed)
+    trained(model, rm, seen, recipe, seed)
+    kinds["trained"] = _encoded(written_by(world, policy, recipe.judged, seed + 1), policy)
+    kinds = {"trained on": seen[: recipe.judged], **kinds}
+    return Found(
+        {kind: accuracy(policy, dpo, pairs) for kind, pairs in kinds.items()},
+        {kind: accuracy(model, rm, pairs) for kind, pairs in kinds.items()},
+        {kind: len(pairs) for kind, pairs in kinds.items()},
+        time.monotonic() - began,
+    )
+
+
+def trained(loaded: Loaded, method: Method, pairs: Sequence[Encoded], recipe: Recipe, seed: int) -> None:
+    """Train the policy of `loaded`; the batches of a seed are the same for every method."""
+    update = AdamW(
+        loaded.models,
+        steps=recipe.steps,
+        learning_rate=recipe.learning_rate,
+        schedule="linear",
+        warmup_steps=WARMUP,
+        weight_decay=0.01,
+        betas=(0.9, 0.98),
+    )
+    epochs = recipe.steps * recipe.batch / len(pairs)
+    for _ in train(
+        loaded.models, method, batches(pairs, method, batch_size=recipe.batch, epochs=epochs, seed=seed), update
+    ):
+        pass
+
+
+def accuracy(loaded: Loaded, method: Method, pairs: Sequence[Encoded]) -> float:
+    """The share of pairs whose chosen completion has the strictly larger reward, that which the method trains."""
+    batch = batch_of(pairs, range(len(pairs)), method)
+    scored = scored_whole(method, loaded.models, batch, default_budget(loaded.models))
+    return (contrast(method.reward(scored, batch), batch) > 0).double().mean().item()
+
+
+def _encoded(pairs: Iterator[Compared] | Sequence[Compared], loaded: Loaded) -> list[Encoded]:
+    return [encoded(pair, loaded) for pair in pairs]
+
+
+def _written(directory: Path, recipe: Recipe, seed: int) -> None:
+    write_json(file_of(directory, seed), compared(directory, recipe, seed)._asdict())

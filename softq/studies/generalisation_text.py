@@ -1,0 +1,3 @@
+def markdown(*a): return ""
+def document(*a): return ""
+def picture(*a): return ""
