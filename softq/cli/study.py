@@ -1,4 +1,4 @@
-"""softq study family --output DIR [--seeds 0-2] [--methods a,b]"""
+"""softq study NAME --output DIR [--seeds 0-2]; of the family also [--methods a,b]"""
 
 import os
 from pathlib import Path
@@ -6,14 +6,19 @@ from pathlib import Path
 from softq.cli.parser import Parser
 from softq.cli.show import Show
 from softq.objectives import METHODS
+from softq.records import valued
 from softq.studies.family import family
+from softq.studies.generalisation import generalisation
 from softq.studies.seeds import seeds_of
 from softq.training.methods import nearest
 
 STUDIES = {
-    "family": "every method in one small world: reward, KL, length, likelihood, ranking, and what papers say of them"
+    "family": "every method in one small world: reward, KL, length, likelihood, ranking, and what papers say of them",
+    "generalisation": "an implicit reward (dpo) and an explicit one (rm) of the same pairs: which is right under shift",
 }
 MOST = 8  # processes
+POLICIES = [name for name, make in METHODS.items() if not valued(make())]
+"""The methods that train a policy, which can be asked for answers."""
 
 
 def run(words: list[str]) -> int:
@@ -24,15 +29,22 @@ def run(words: list[str]) -> int:
         "--output", required=True, metavar="DIR", help="where to write; a study that was stopped goes on"
     )
     parser.add_argument("--seeds", default="0-2", metavar="S", help="such as 0,1,2 or 0-4; a seed draws a world [0-2]")
-    parser.add_argument("--methods", metavar="M", help="such as dpo,ipo: the trainings of these alone [all]")
+    parser.add_argument("--methods", metavar="M", help="of family, such as dpo,ipo: the trainings of these alone [all]")
     options = parser.parse_args(words)
-    methods = list(METHODS) if options.methods is None else _named(options.methods)
+    if options.study != "family" and options.methods is not None:
+        raise ValueError(f"--methods is read by family; {options.study} has methods of its own: leave it out")
+    methods = [*POLICIES] if options.methods is None else _named(options.methods)
     directory = Path(options.output)
     if directory.exists() and not directory.is_dir():
         raise ValueError(f"--output {directory} is a file; give a directory")
     show = Show()
     processes = min(os.cpu_count() or 1, MOST)
-    for event in family(directory, seeds_of(options.seeds), methods, processes=processes):
+    seeds = seeds_of(options.seeds)
+    for event in (
+        family(directory, seeds, methods, processes=processes)
+        if options.study == "family"
+        else generalisation(directory, seeds, processes=processes)
+    ):
         show.one(event)
     return 0
 
@@ -46,6 +58,8 @@ def _named(text: str) -> list[str]:
     """Methods by their names, each once."""
     names = list(dict.fromkeys(name.strip() for name in text.split(",")))
     for name in names:
+        if name in METHODS and name not in POLICIES:
+            raise ValueError(f"--methods: {name} trains a reward model, which answers nothing; leave it out")
         if name not in METHODS:
             raise ValueError(f"--methods: no method {name!r}{nearest(name, METHODS)}; `softq methods` lists them")
     return names

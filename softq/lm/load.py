@@ -208,7 +208,9 @@ def _model(name: str, dtype: str, trust_remote_code: bool) -> PreTrainedModel | 
                 said = " ".join(str(error).split())[:300]
                 raise ValueError(f"model {name}: its adapter does not fit {base}, or is damaged ({said})") from error
         if is_reward_model(_config(name, trust_remote_code)):
-            raise ValueError(f"{name} is a reward model: it has no head over tokens, so it is no policy and no reference")
+            raise ValueError(
+                f"{name} is a reward model: it has no head over tokens, so it is no policy and no reference"
+            )
         return _from_pretrained(name, kwargs)
 
 

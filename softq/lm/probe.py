@@ -67,7 +67,9 @@ def reward_is_right(model: RewardModel) -> bool:
     pad, config.pad_token_id = config.pad_token_id, None  # any token may be in the sample
     with torch.no_grad():
         found = score(Models({"policy": model}), tokens, (VALUE,))["value"]
-        own = torch.cat([model.transformer(input_ids=row[None].to(found.device), use_cache=False).logits for row in rows])
+        own = torch.cat(
+            [model.transformer(input_ids=row[None].to(found.device), use_cache=False).logits for row in rows]
+        )
     config.pad_token_id = pad
     ours = found[torch.arange(len(rows)), _ids(tokens) - 2]
     return _close(ours, own[:, 0].to(ours.dtype), own.dtype)

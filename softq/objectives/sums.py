@@ -30,7 +30,9 @@ def weighted_sum(summands: Sequence[tuple[Method, float]]) -> Method:
     if not all(0 <= weight < math.inf for weight in weights) or not any(weights):
         raise ValueError(f"weights {weights}: expected finite numbers ≥ 0, one of them above 0")
     if len({valued(method) for method in methods}) > 1:
-        raise ValueError("a reward model has no head over tokens: it can not be summed with a method that trains a policy")
+        raise ValueError(
+            "a reward model has no head over tokens: it can not be summed with a method that trains a policy"
+        )
     if any(method.credit is not no_credit for method in methods):
         raise ValueError("a method with credit can not stand in a sum")
     names = [name for method in methods for name in method.memory]

@@ -54,8 +54,7 @@ class Recipe(NamedTuple):
 class Found(NamedTuple):
     """What one seed came to: by kind of pairs, how many there were and the share that each reward has right, a tie being wrong."""
 
-    implicit: Mapping[str, float]
-    explicit: Mapping[str, float]
+    right: Mapping[str, Mapping[str, float]]  # of "implicit" and "explicit"
     pairs: Mapping[str, int]
     seconds: float
 
@@ -72,9 +71,7 @@ def generalisation(
     yield Note(f"{len(left)} of {len(seeds)} seeds to train")
     for _ in side_by_side(partial(_written, directory, recipe), left, processes):
         pass
-    found = {
-        seed: Found(**json.loads(file_of(directory, seed).read_text(encoding="utf-8"))) for seed in seeds
-    }
+    found = {seed: Found(**json.loads(file_of(directory, seed).read_text(encoding="utf-8"))) for seed in seeds}
     write_text(directory / TABLE, markdown(found, recipe))
     write_text(directory / FIGURES, document(found, recipe))
     write_text(directory / PICTURE, picture(found))
@@ -106,9 +103,9 @@ def compared(directory: Path, recipe: Recipe, seed: int) -> Found:
     trained(model, rm, seen, recipe, seed)
     kinds["trained"] = _encoded(written_by(world, policy, recipe.judged, seed + 1), policy)
     kinds = {"trained on": seen[: recipe.judged], **kinds}
+    rewards = {"implicit": (policy, dpo), "explicit": (model, rm)}
     return Found(
-        {kind: accuracy(policy, dpo, pairs) for kind, pairs in kinds.items()},
-        {kind: accuracy(model, rm, pairs) for kind, pairs in kinds.items()},
+        {name: {kind: accuracy(*of, pairs) for kind, pairs in kinds.items()} for name, of in rewards.items()},
         {kind: len(pairs) for kind, pairs in kinds.items()},
         time.monotonic() - began,
     )

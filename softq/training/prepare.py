@@ -96,9 +96,7 @@ def load_models(
     return loaded
 
 
-def _reward_model(
-    name: str, settings: Settings, call: Call, tokenizer: PreTrainedTokenizerBase, device: str
-) -> Loaded:
+def _reward_model(name: str, settings: Settings, call: Call, tokenizer: PreTrainedTokenizerBase, device: str) -> Loaded:
     if settings.use_peft:
         raise ValueError(f"--use-peft: {name} trains a reward model whole, with a head of its own; leave it out")
     return load_reward_model(

@@ -99,7 +99,9 @@ def _reward_model(_: None) -> Finding:
     steepest = slope(method, whole.at(start), whole.batch).gradient.abs().max()
     flat = float(slope(method, whole.at(truth), whole.batch).gradient.abs().max() / steepest)
     of = whole.at(start)
-    mover = torch.optim.LBFGS([table(of)], max_iter=300, tolerance_grad=1e-13, tolerance_change=0, line_search_fn="strong_wolfe")
+    mover = torch.optim.LBFGS(
+        [table(of)], max_iter=300, tolerance_grad=1e-13, tolerance_change=0, line_search_fn="strong_wolfe"
+    )
 
     def closure() -> Tensor:
         found = slope(method, of, whole.batch)

@@ -29,8 +29,22 @@ LINES: Mapping[str, Line] = {
     "rm_centred": Line(rm(center=0.01), why=ENDS, free=False),
 }
 
-VALUES = [[0.2, -0.5], [1.25], [0.7, 0.1, -2.0], [1.1, -0.4, 0.9, 0.05], [-0.6], [2.0, 0.3], [-1.2, 1.3, 0.8], [0.45, -2.6]]
-STEP: Mapping[str, Any] = {"prompt": UNEVEN["prompt"], "value": VALUES, "chosen": UNEVEN["chosen"], "rejected": UNEVEN["rejected"]}
+VALUES = [
+    [0.2, -0.5],
+    [1.25],
+    [0.7, 0.1, -2.0],
+    [1.1, -0.4, 0.9, 0.05],
+    [-0.6],
+    [2.0, 0.3],
+    [-1.2, 1.3, 0.8],
+    [0.45, -2.6],
+]
+STEP: Mapping[str, Any] = {
+    "prompt": UNEVEN["prompt"],
+    "value": VALUES,
+    "chosen": UNEVEN["chosen"],
+    "rejected": UNEVEN["rejected"],
+}
 STEPS: Mapping[str, Mapping[str, Any]] = {
     "uneven lengths": STEP,
     "weights": {**STEP, "weight": [1.0, 0.5, 2.0, 0.0]},
