@@ -152,7 +152,7 @@ def load_reward_model(
     plain = RewardModel(model, fresh=HEAD_WEIGHT in found["missing_keys"])
     if not reward_is_right(plain):
         raise ValueError(
-            f"this {config.model_type} model gives a row another reward in a batch than alone; softq needs a causal language model"
+            f"this {config.model_type} model gives a row another reward in a batch than alone; softq needs a causal model"
         )
     notes = ["its head over tokens is left out, and one of one number drawn"] if plain.fresh else []
     chosen, reason = choose_layout(plain, layout)

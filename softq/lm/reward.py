@@ -1,5 +1,7 @@
 """A reward model of transformers: the body of a language model under a head of one number."""
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -32,7 +34,7 @@ class RewardModel(CausalLM):
     @property
     def vocabulary(self) -> int:
         """V: tokens that it reads."""
-        return self.transformer.get_input_embeddings().weight.shape[0]  # pyright: ignore[reportReturnType]
+        return cast(Tensor, self.transformer.get_input_embeddings().weight).shape[0]
 
     def logits(self, states: Tensor) -> Tensor:
         """[n, H] -> [n, 1] in float32 or wider: the rewards, in reward."""

@@ -33,8 +33,8 @@ def rm(*, center: float = 0.0) -> Method:
     Assumes: labels drawn by σ(R_w - R_l), the same pair sometimes judged the other way.
     Rests: on soft labels with μ = 0 at r = R + a constant a prompt, where a chain of pairs connects the prompt's completions. On
     pairs always labelled the same way nowhere: r_w - r_l grows for ever, if μ = 0.
-    TRL: `RewardTrainer`, its `center_rewards_coefficient` is μ, its `margin` Δ; it reads the last token of the rendered text, which
-    some templates put behind the end token.
+    TRL: `RewardTrainer`, its `center_rewards_coefficient` is μ, its `margin` Δ; it reads the last token of the rendered text,
+    which some templates put behind the end token.
     Choose it: to judge new answers. The implicit reward of dpo fits the same pairs as well, and other answers often worse
     (arXiv 2409.03650; `softq study generalisation`).
     """

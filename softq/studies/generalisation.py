@@ -52,7 +52,7 @@ class Recipe(NamedTuple):
 
 
 class Found(NamedTuple):
-    """What one seed came to: by kind of pairs, how many there were and the share that each reward has right, a tie being wrong."""
+    """What one seed came to: by kind of pairs, how many there were and the share that each reward has right; a tie is wrong."""
 
     right: Mapping[str, Mapping[str, float]]  # of "implicit" and "explicit"
     pairs: Mapping[str, int]

@@ -116,7 +116,8 @@ def _told(found: Results) -> Iterator[str]:
         "pairs of the same kind."
     )
     for reward, method in (("implicit", "dpo"), ("explicit", "rm")):
-        yield f"- From new pairs of the same kind to shifted ones the {reward} reward ({method}) loses {_points(spread(loss_of(found, reward)))}."
+        lost = _points(spread(loss_of(found, reward)))
+        yield f"- From new pairs of the same kind to shifted ones the {reward} reward ({method}) loses {lost}."
     worst = max(SHIFTED, key=lambda kind: fmean(behind(found, kind).values()))
     least = min(SHIFTED, key=lambda kind: fmean(behind(found, kind).values()))
     yield (
@@ -128,7 +129,8 @@ def _told(found: Results) -> Iterator[str]:
 def _read() -> str:
     return f"""Shares are of pairs whose better completion has the strictly larger reward; a tie is wrong. ± is half of a 95 %
 interval over the seeds (Student). A difference is that of two rewards on the same pairs of the same seed. **Shows**: its
-interval is above 0. **Does not show**: it is below {100 * LEAST:g} points. Unclear is everything else: so few seeds can not tell."""
+interval is above 0. **Does not show**: it is below {100 * LEAST:g} points. Unclear is everything else: so few seeds can not
+tell."""
 
 
 def _how_made(found: Results, recipe: Any) -> str:
@@ -137,8 +139,8 @@ def _how_made(found: Results, recipe: Any) -> str:
 
 - Fine-tuning: {recipe.fine_tuning} steps on {recipe.demonstrations:,} answers of the crowd. Its model is the start of both, and
   dpo's reference; rm has a fresh head of one number in place of the head over tokens.
-- Training: AdamW, learning rate {recipe.learning_rate:g} after a short warm-up down to 0, the same for both and chosen on a seed that
-  is not reported; the batches are the same. dpo at β = {recipe.beta:g}; β does not enter an accuracy but by what it trains.
+- Training: AdamW, learning rate {recipe.learning_rate:g} after a short warm-up down to 0, the same for both and chosen on a seed
+  that is not reported; the batches are the same. dpo at β = {recipe.beta:g}; β does not enter an accuracy but by what it trains.
 - Answers of policies are sampled at T = 1 to questions that were trained on, and paired as they come; a pair counts if its
   answers differ in how many names are right. The policy after dpo is the one whose implicit reward is judged, as it is when a
   policy labels its own next round.
@@ -185,8 +187,8 @@ def document(found: Results, recipe: Any) -> str:
 
 def picture(found: Results) -> str:
     """A row a kind of pairs: both rewards and their intervals along one axis of accuracy. SVG text, always the same."""
-    ends = [one for kind in KINDS for reward in ("implicit", "explicit") for one in _ends(found, reward, kind)]
-    low = max(0.0, int(20 * (min(ends) - 0.01)) / 20)
+    shown = [one for kind in KINDS for reward in ("implicit", "explicit") for one in _ends(found, reward, kind)]
+    low = max(0.0, int(20 * (min(shown) - 0.01)) / 20)
     height = TOP + ROW * len(KINDS) + BOTTOM
 
     def across(share: float) -> float:
@@ -203,9 +205,8 @@ def picture(found: Results) -> str:
         body.append(_words(LEFT - 12, y + 4, label, "", "end"))
         for reward, lift in (("implicit", -5.0), ("explicit", 5.0)):
             start, mean, end = _ends(found, reward, kind)
-            body.append(
-                f'<line class="bar {reward}" x1="{across(start):.1f}" y1="{y + lift:.1f}" x2="{across(end):.1f}" y2="{y + lift:.1f}"/>'
-            )
+            ends = f'x1="{across(start):.1f}" x2="{across(end):.1f}" y1="{y + lift:.1f}" y2="{y + lift:.1f}"'
+            body.append(f'<line class="bar {reward}" {ends}/>')
             body.append(_mark(reward, across(mean), y + lift))
     for x, reward, label in (
         (LEFT, "implicit", "implicit: log π/π_ref of dpo"),

@@ -7,6 +7,7 @@ from random import Random
 from softq.lm.load import Loaded
 from softq.studies.ground import judged_by_truth
 from softq.studies.small_model import Compared, sampled
+from softq.training.events import RunError
 from softq.worlds.guidebook import ADVERBS, FILLERS, OPENERS, VERBS, Guidebook, asked, drawn
 from softq.worlds.world import Words
 
@@ -30,7 +31,7 @@ def wording(world: Guidebook, count: int, rng: Random) -> list[Compared]:
 
 
 def style(world: Guidebook, count: int, rng: Random) -> list[Compared]:
-    """Answers that know as much as the crowd's and are written otherwise: both of a pair in reverse order, with adverbs and fillers."""
+    """Answers that know as much as the crowd's, written otherwise: in reverse order, with adverbs and fillers, both of a pair."""
 
     def styled(prompt: Words, rng: Random) -> Words:
         return tuple(word for sentence in _styled(world, prompt, rng) for word in sentence)
@@ -49,7 +50,8 @@ CROWD: Mapping[str, Callable[[Guidebook, int, Random], list[Compared]]] = {
 
 def written_by(world: Guidebook, loaded: Loaded, count: int, seed: int) -> list[Compared]:
     """Pairs of what a policy answers, at T = 1, to questions that were trained on; fewer than `count` where answers tie or do not
-    end."""
+    end. RunError where there are none.
+    """
     rng = Random(f"policy {seed}")
     asked_for = tuple(rng.sample(world.prompts, min(len(world.prompts), max(1, 2 * count // SAMPLES))))
     said = sampled(replace(world, held_out=asked_for), loaded, SAMPLES, seed)
@@ -58,6 +60,10 @@ def written_by(world: Guidebook, loaded: Loaded, count: int, seed: int) -> list[
         answers = [one.answer for one in said if one.prompt == prompt and one.ended]
         for first, second in zip(answers[::2], answers[1::2], strict=False):
             pairs += _in_order(world, prompt, first, second)
+    if not pairs:
+        raise RunError(
+            "no two answers of the policy differ in how many names they have right: it is trained too little"
+        )
     return pairs[:count]
 
 

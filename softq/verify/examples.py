@@ -91,7 +91,7 @@ def _luck(_: None) -> Finding:
 
 
 def _reward_model(_: None) -> Finding:
-    """On every pair of completions of a prompt, labelled by σ(R_w - R_l): no slope at r = R, and where descent from elsewhere ends."""
+    """On all pairs of a prompt, labelled by σ(R_w - R_l): there is no slope at r = R, and descent from elsewhere ends there."""
     whole, method = soft_pairs(1.0), rm()
     reward, prompt = whole.batch.columns["reward"], whole.batch.tokens.prompt
     truth = at_the_end(whole.tree, whole.batch.tokens, reward)
@@ -133,7 +133,7 @@ EXAMPLE_LAWS: tuple[Law[None], ...] = (
     Law(
         "reward model",
         "On all pairs of a prompt, labelled by Bradley and Terry's σ(R_w - R_l), rm ends at r = R + a constant of the prompt.",
-        "A reward model does not learn the reward that the labels were drawn by: a sign, or the token that it is read at, is wrong.",
+        "A reward model does not learn the reward behind its labels: a sign, or the token that it is read at, is wrong.",
         _reward_model,
     ),
 )
