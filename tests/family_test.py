@@ -11,6 +11,7 @@ import pytest
 import torch
 from calls import called
 
+from softq.cli.study import POLICIES
 from softq.mdp.readouts import log_prob
 from softq.objectives import METHODS
 from softq.records import Method, Readout, Term
@@ -77,8 +78,8 @@ def only(**trials: Trial) -> Arms:
 
 
 def test_the_arms_are_whole() -> None:
-    all_of_them = arms(list(METHODS))
-    assert list(all_of_them.default) == list(METHODS)
+    all_of_them = arms(POLICIES)
+    assert list(all_of_them.default) == POLICIES
     assert all(trial == Trial(name) for name, trial in all_of_them.default.items())
     trials = all_of_them.all()
     assert len(trials) == len(set(trials)) == len({trial.name for trial in trials})
@@ -441,7 +442,7 @@ def test_labels_find_room() -> None:
 
 
 def test_the_picture_is_whole() -> None:
-    names = list(METHODS)
+    names = POLICIES
     figures = {START: {"reward": [1.4, 1.5, 1.6], "kl": [0.0] * 3}}
     for n, name in enumerate(names):
         figures[Trial(name).name] = {

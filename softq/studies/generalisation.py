@@ -35,7 +35,6 @@ from softq.training.update import AdamW
 from softq.worlds.guidebook import guidebook
 
 TABLE, FIGURES, PICTURE = "generalisation.md", "generalisation.json", "generalisation.svg"
-WARMUP = 10  # steps
 
 
 class Recipe(NamedTuple):
@@ -45,8 +44,9 @@ class Recipe(NamedTuple):
     fine_tuning: int = 600  # steps
     pairs: int = 10_000
     batch: int = 32  # pairs a step
-    steps: int = 300
-    learning_rate: float = 3e-4
+    steps: int = 800
+    policy_rate: float = 3e-5  # the learning rate of dpo
+    model_rate: float = 1e-3  # that of rm
     beta: float = 0.1  # of dpo
     judged: int = 1000  # pairs of each kind
 
@@ -99,8 +99,8 @@ def compared(directory: Path, recipe: Recipe, seed: int) -> Found:
         kind: _encoded(made(world, recipe.judged, Random(f"{kind} {seed}")), policy) for kind, made in CROWD.items()
     }
     kinds["fine-tuned"] = _encoded(written_by(world, policy, recipe.judged, seed), policy)
-    trained(policy, dpo, seen, recipe, seed)
-    trained(model, rm, seen, recipe, seed)
+    trained(policy, dpo, seen, recipe, seed, learning_rate=recipe.policy_rate)
+    trained(model, rm, seen, recipe, seed, learning_rate=recipe.model_rate)
     kinds["trained"] = _encoded(written_by(world, policy, recipe.judged, seed + 1), policy)
     kinds = {"trained on": seen[: recipe.judged], **kinds}
     rewards = {"implicit": (policy, dpo), "explicit": (model, rm)}
@@ -111,14 +111,16 @@ def compared(directory: Path, recipe: Recipe, seed: int) -> Found:
     )
 
 
-def trained(loaded: Loaded, method: Method, pairs: Sequence[Encoded], recipe: Recipe, seed: int) -> None:
+def trained(
+    loaded: Loaded, method: Method, pairs: Sequence[Encoded], recipe: Recipe, seed: int, *, learning_rate: float
+) -> None:
     """Train the policy of `loaded`; the batches of a seed are the same for every method."""
     update = AdamW(
         loaded.models,
         steps=recipe.steps,
-        learning_rate=recipe.learning_rate,
-        schedule="linear",
-        warmup_steps=WARMUP,
+        learning_rate=learning_rate,
+        schedule="cosine",
+        warmup_steps=recipe.steps // 10,
         weight_decay=0.01,
         betas=(0.9, 0.98),
     )

@@ -139,8 +139,9 @@ def _how_made(found: Results, recipe: Any) -> str:
 
 - Fine-tuning: {recipe.fine_tuning} steps on {recipe.demonstrations:,} answers of the crowd. Its model is the start of both, and
   dpo's reference; rm has a fresh head of one number in place of the head over tokens.
-- Training: AdamW, learning rate {recipe.learning_rate:g} after a short warm-up down to 0, the same for both and chosen on a seed
-  that is not reported; the batches are the same. dpo at β = {recipe.beta:g}; β does not enter an accuracy but by what it trains.
+- Training: AdamW with a tenth of warm-up, then a cosine down to 0; the same batches in the same order. The learning rate is
+  {recipe.policy_rate:g} for dpo and {recipe.model_rate:g} for rm, chosen on a seed that is not reported so that both fit the
+  pairs of training about alike: a head that starts from nothing has farther to go. dpo has β = {recipe.beta:g}.
 - Answers of policies are sampled at T = 1 to questions that were trained on, and paired as they come; a pair counts if its
   answers differ in how many names are right. The policy after dpo is the one whose implicit reward is judged, as it is when a
   policy labels its own next round.
