@@ -56,7 +56,7 @@ class Found(NamedTuple):
 
     right: Mapping[str, Mapping[str, float]]  # of "implicit" and "explicit"
     pairs: Mapping[str, int]
-    seconds: float
+    seconds: float  # of a processor
 
 
 def generalisation(
@@ -85,7 +85,7 @@ def file_of(directory: Path, seed: int) -> Path:
 
 def compared(directory: Path, recipe: Recipe, seed: int) -> Found:
     """Both rewards of a seed, trained and judged; its fine-tuned model is kept in `directory`."""
-    began, world = time.monotonic(), guidebook(seed)
+    began, world = time.process_time(), guidebook(seed)
     start = directory / "models" / f"seed-{seed}"
     if not (start / "tokenizer_config.json").exists():  # which is written last
         start.mkdir(parents=True, exist_ok=True)
@@ -107,7 +107,7 @@ def compared(directory: Path, recipe: Recipe, seed: int) -> Found:
     return Found(
         {name: {kind: accuracy(*of, pairs) for kind, pairs in kinds.items()} for name, of in rewards.items()},
         {kind: len(pairs) for kind, pairs in kinds.items()},
-        time.monotonic() - began,
+        time.process_time() - began,
     )
 
 

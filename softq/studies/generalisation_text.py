@@ -112,12 +112,12 @@ def _told(found: Results) -> Iterator[str]:
         f"shifts, {_points(most)} where it is most. Verdict: **{verdict(mean, LEAST)}**."
     )
     yield (
-        f"- **Both fit the training pairs alike**: the explicit one is {_points(fit)} apart there, and {_points(same)} on new "
-        "pairs of the same kind."
+        f"- **How alike they are where nothing is shifted**: on the pairs of training the explicit one is right {_points(fit)} more "
+        f"often, on new pairs of the same kind {_points(same)}."
     )
     for reward, method in (("implicit", "dpo"), ("explicit", "rm")):
         lost = _points(spread(loss_of(found, reward)))
-        yield f"- From new pairs of the same kind to shifted ones the {reward} reward ({method}) loses {lost}."
+        yield f"- From new pairs of the same kind to shifted ones the {reward} reward ({method}) falls by {lost} on average."
     worst = max(SHIFTED, key=lambda kind: fmean(behind(found, kind).values()))
     least = min(SHIFTED, key=lambda kind: fmean(behind(found, kind).values()))
     yield (
