@@ -45,7 +45,7 @@ class Recipe(NamedTuple):
     pairs: int = 10_000
     batch: int = 32  # pairs a step
     steps: int = 800
-    policy_rate: float = 3e-5  # the learning rate of dpo
+    policy_rate: float = 1e-4  # the learning rate of dpo
     model_rate: float = 1e-3  # that of rm
     beta: float = 0.1  # of dpo
     judged: int = 1000  # pairs of each kind

@@ -112,8 +112,8 @@ def _told(found: Results) -> Iterator[str]:
         f"shifts, {_points(most)} where it is most. Verdict: **{verdict(mean, LEAST)}**."
     )
     yield (
-        f"- **How alike they are where nothing is shifted**: on the pairs of training the explicit one is right {_points(fit)} more "
-        f"often, on new pairs of the same kind {_points(same)}."
+        "- **How alike they are where nothing is shifted**: on the pairs of training the explicit one is right "
+        f"{_points(fit)} more often, on new pairs of the same kind {_points(same)}."
     )
     for reward, method in (("implicit", "dpo"), ("explicit", "rm")):
         lost = _points(spread(loss_of(found, reward)))
