@@ -43,7 +43,7 @@ def verdict(shelf: Shelf, findings: Sequence[Finding]) -> Verdict:
             "watch", _sentence(told), "score again with --reference, the model that training began from", numbers
         )
     others = sum(finding.level == worst.level for finding in findings) - 1
-    more = f" (and {others} more as grave)" if others else ""
+    more = f" (and {others} more)" if others else ""
     return Verdict(worst.level, _sentence(worst.told + more), worst.act, numbers)
 
 
