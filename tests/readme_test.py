@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from softq.inspection.sections import MEASURES
+
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
@@ -71,3 +73,9 @@ def test_the_lab_page_has_a_row_for_every_law_of_a_model() -> None:
     first = " ".join(line.split("|")[1] for line in page.splitlines() if line.startswith("| "))
     for law in MODEL_LAWS:
         assert law.name in first, law.name
+
+
+def test_every_measure_has_its_line() -> None:
+    page = (Path(__file__).parent.parent / "docs/reading.md").read_text(encoding="utf-8")
+    for measure in MEASURES.values():
+        assert f"| {measure.title} |" in page

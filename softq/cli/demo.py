@@ -65,7 +65,10 @@ No word was ever labelled: the {found["pairs"]:,} labels say which of two whole 
 The world is built so that common errors are likelier than rare harmless words; it shows the mechanism,
 and is no evidence about large models. It took {found["seconds"]:.0f} seconds.
 In {result.directory}/: demo.json, answers.svg, pairs.jsonl, injected.jsonl (these answers, right and with the error, as pairs),
-and the models sft/ and dpo/, which load in transformers."""
+and the models sft/ and dpo/, which load in transformers. As a page, token by token:
+  softq inspect {result.directory}/dpo          # the run, and its held-out pairs
+  softq score --policy {result.directory}/dpo --data {result.directory}/injected.jsonl --output {result.directory}/scores
+  softq inspect {result.directory}/scores       # the answers above, beside the right ones"""
     )
 
 
