@@ -24,9 +24,7 @@ from softq.inspection.shelf import Shelf
 LITTLE = 1.01  # completions that cost so many times the nats have not moved
 FREE_FALL = 1.5  # completions that cost so many times the nats: a perplexity p has become p^1.5
 FAR = 1.5  # completions that cost so many times what the reference's own tokens would: it was not made for them
-TURNED = (
-    0.1  # the share of a fall that leaving the reference does not account for, from which on it is the policy's own
-)
+TURNED = 0.1  # share of a fall beyond what leaving the reference costs, from which on it is the policy's own
 GONE = 0.5  # the share of the mass where completions part that may go elsewhere
 FEW = 10  # pairs, below which none are judged by themselves
 TENTH = 0.9  # quantile of CHES from which on pairs are to be left out
