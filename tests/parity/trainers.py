@@ -17,7 +17,12 @@ from datasets import Dataset
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from torch import Tensor
-from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    LlamaConfig,
+    PreTrainedTokenizerFast,
+)
 from trl.experimental.a2po import A2POConfig, A2POTrainer
 from trl.experimental.cpo import CPOConfig, CPOTrainer
 from trl.experimental.orpo import ORPOConfig, ORPOTrainer
@@ -26,7 +31,7 @@ from trl.experimental.tpo import TPOConfig, TPOTrainer
 from softq.records import Batch
 
 Answers = Mapping[str, Tensor]
-"""What a model says of all rows: log_probs, log_sum_sq_probs [B, T], 0 outside actions, and logits [B, L, V]."""
+"""What a model says of all rows: log_probs, log_sum_sq_probs [B, T], 0 outside actions, and logits [B, L, V]; or rewards [B]."""
 
 
 class Step(NamedTuple):
@@ -139,6 +144,17 @@ def _grpo(trainer: Any, step: Step) -> Tensor:
     return trainer._compute_loss(stand_in(step.policy), given)
 
 
+def _reward(trainer: Any, step: Step) -> Tensor:
+    """Rows are all chosen, then all rejected; the model's one logit of each is its reward."""
+    rows = torch.cat([step.batch.pairs.chosen, step.batch.pairs.rejected])
+    margin = {"margin": step.batch.columns["margin"]} if "margin" in step.batch.columns else {}
+
+    def model(**given: Any) -> Any:
+        return SimpleNamespace(logits=step.policy["rewards"][rows][:, None])
+
+    return trainer.compute_loss(model, {**inputs(step.batch, rows), **margin})
+
+
 class Kind(NamedTuple):
     """A trainer, its configuration, the rows that its constructor wants, and how its loss is called."""
 
@@ -147,6 +163,7 @@ class Kind(NamedTuple):
     row: Mapping[str, Any]
     loss: Callable[[Any, Step], Tensor]
     reference: bool = False
+    model: Any = AutoModelForCausalLM
 
 
 PAIR = {"prompt": "w2", "chosen": "w3", "rejected": "w4"}
@@ -157,6 +174,7 @@ KINDS: Mapping[str, Kind] = {
     ),
     "SFTTrainer": Kind(trl.SFTTrainer, trl.SFTConfig, {"prompt": "w2", "completion": "w3"}, _sft),
     "GRPOTrainer": Kind(trl.GRPOTrainer, trl.GRPOConfig, {"prompt": "w2"}, _grpo),
+    "RewardTrainer": Kind(trl.RewardTrainer, trl.RewardConfig, PAIR, _reward, model=AutoModelForSequenceClassification),
     "CPOTrainer": Kind(CPOTrainer, CPOConfig, PAIR, _reference_free),
     "ORPOTrainer": Kind(ORPOTrainer, ORPOConfig, PAIR, _reference_free),
     "TPOTrainer": Kind(TPOTrainer, TPOConfig, {**PAIR, "reference": "w3"}, _tpo),
@@ -204,9 +222,10 @@ class Trainers:
         rows = [{**kind.row, "label": n % 2 == 0} if "label" in kind.row else kind.row for n in range(4)]
         given: dict[str, Any] = {"args": options, "processing_class": self.tokenizer}
         given["train_dataset"] = Dataset.from_list(rows)
-        models = [self._model() for _ in range(1 + kind.reference)]
+        models = [self._model(kind) for _ in range(1 + kind.reference)]
         judge = [lambda completions, **_: [0.0] * len(completions)] if len(kind.row) == 1 else []
         return kind.trainer(*models, *judge, **given)
 
-    def _model(self) -> Any:
-        return AutoModelForCausalLM.from_pretrained(self.base)
+    def _model(self, kind: Kind) -> Any:
+        labels = {} if kind.model is AutoModelForCausalLM else {"num_labels": 1, "pad_token_id": 0}
+        return kind.model.from_pretrained(self.base, **labels)

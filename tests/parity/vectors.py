@@ -68,7 +68,8 @@ def _beta(entry: Entry) -> dict[str, float]:
 
 
 def _judged(entry: Entry, trainer: str, settings: Mapping[str, Any], trainers: Trainers) -> tuple[float | None, str]:
-    missing = [column for column in COLUMNS if column in entry["inputs"]]
+    told = ("margin",) if trainer == "RewardTrainer" else ()
+    missing = [column for column in COLUMNS if column in entry["inputs"] and column not in told]
     if missing:
         return None, f"cannot be reached: a pair has no {', no '.join(missing)}"
     step = step_of(entry)
@@ -88,6 +89,9 @@ def _single(answers: Answers) -> Answers:
 def step_of(entry: Entry) -> Step:
     """The entry's numbers as models would give them."""
     method, batch = method_of(entry), batch_from(entry)
+    if "value" in entry["inputs"]:
+        leaf, scored = scored_from(entry, method)
+        return Step(leaf, batch, {"rewards": method.reward(scored, batch)}, {})
     if "logits" in entry["inputs"]:
         leaf, scored = scored_from(entry, method._replace(needs=(*method.needs, LOG_COLLISION)))
         last = torch.zeros_like(leaf[:, :1])

@@ -47,6 +47,7 @@ WAYS: Mapping[str, Way] = {
     "cpo": Way("CPOTrainer", {"loss_type": "sigmoid"}, _named("beta alpha=cpo_alpha")),
     "simpo": Way("CPOTrainer", {"loss_type": "simpo", "cpo_alpha": 0.0}, _named("beta gamma=simpo_gamma")),
     "alphapo": Way("CPOTrainer", {"loss_type": "alphapo"}, _named("beta gamma=simpo_gamma alpha")),
+    "rm": Way("RewardTrainer", {}, _named("center=center_rewards_coefficient")),
     "orpo": Way("ORPOTrainer", {}, _named("beta")),
 }
 
