@@ -51,7 +51,7 @@ Scores = Mapping[str, Sequence[float]]  # "chosen", "rejected": L; "sum", "avg",
 def prepare(work: Path, plan: Mapping[str, Any]) -> dict[str, Any]:
     """Policy, reference and tokenizer as both libraries load them, and the pairs as text and as messages."""
     import workload
-    from transformers import LlamaConfig
+    from transformers import AutoConfig
 
     pairs = workload.read_text(plan["data"]) if plan["data"] else workload.generated(workload.HH)
     random.Random(0).shuffle(pairs)
@@ -64,9 +64,8 @@ def prepare(work: Path, plan: Mapping[str, Any]) -> dict[str, Any]:
     names = ("prompt", *SIDES)
     lines = (json.dumps(dict(zip(names, row, strict=True))) + "\n" for row in rows)
     (work / "messages.jsonl").write_text("".join(lines))
-    workload.write_models(
-        LlamaConfig(vocab_size=len(tokenizer), eos_token_id=tokenizer.eos_token_id, **SIZES), tokenizer, work, "float32"
-    )
+    config: Any = AutoConfig.for_model("llama", vocab_size=len(tokenizer), eos_token_id=tokenizer.eos_token_id, **SIZES)
+    workload.write_models(config, tokenizer, work, "float32")
     for file in work.glob("*/tokenizer_config.json"):
         said = {**json.loads(file.read_text()), "chat_template": CHATML}
         said.pop("extra_special_tokens", None)  # the old transformers reads no list here; tokenizer.json has them
@@ -86,8 +85,6 @@ def spoken(tokenizer: Any) -> Any:
 
 def run_softq(work: Path, plan: Mapping[str, Any]) -> Scores:
     """`softq score` by its command, and what its tables hold."""
-    import pyarrow.compute as pc
-
     from softq.inspection.accuracy import figures, free_margins
     from softq.inspection.shelf import Shelf
 
@@ -101,18 +98,40 @@ def run_softq(work: Path, plan: Mapping[str, Any]) -> Scores:
     pairs = shelf.table("pairs")
     scores = {side: pairs[f"{side}_reward"].to_pylist() for side in SIDES}  # no β, so these are L in nats
     scores |= {f"sum_{side}": pairs[f"{side}_logp"].to_pylist() for side in SIDES}
-    each = {side: pc.divide(pairs[f"{side}_logp"], pairs[f"{side}_tokens"]) for side in SIDES}
-    scores |= {f"avg_{side}": values.to_pylist() for side, values in each.items()}
+    for side in SIDES:
+        scores[f"avg_{side}"] = (pairs[f"{side}_logp"].to_numpy() / pairs[f"{side}_tokens"].to_numpy()).tolist()
     scores |= {f"{name}_margin": margin.tolist() for name, margin in free_margins(shelf).items()}
     return scores | {figure.name: [figure.value] for figure in figures(shelf)}
 
 
-def run_rewardbench(work: Path, plan: Mapping[str, Any]) -> Scores:
-    """RewardBench's own inference; this runs under --python."""
+def run_rewardbench(work: Path, plan: Mapping[str, Any]) -> dict[str, Scores]:
+    """RewardBench's own inference, by dtype and rows; this runs under --python."""
     import torch
-    from rewardbench import DPOInference, prepare_dialogue_from_tokenizer  # pyright: ignore[reportMissingImports]
-    from torch.utils.data import DataLoader
+    from rewardbench import prepare_dialogue_from_tokenizer  # pyright: ignore[reportMissingImports]
     from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(work / "policy")  # its tokenizer.json as it is
+    tokenizer.pad_token = tokenizer.eos_token
+    text, messages = (read_rows(work / f"{name}.jsonl") for name in ("text", "messages"))
+    answers = ({**row, **{side: row[side][0]["content"] for side in SIDES}} for row in messages)
+    laid_out = [prepare_dialogue_from_tokenizer(row, tokenizer) for row in answers]
+    write_layout(work / "laid_out.jsonl", laid_out)
+    whole = [{**row, **{f"text_{side}": row["prompt"] + row[side] for side in SIDES}} for row in text]
+    found = {}
+    for dtype in PLACES:
+        models = [
+            AutoModelForCausalLM.from_pretrained(work / name, torch_dtype=getattr(torch, dtype))
+            for name in ("policy", "reference")
+        ]
+        for name, rows in (("text", whole), ("messages", laid_out)):
+            found[f"{dtype} {name}"] = their_scores(rows, models, tokenizer, plan["batch"])
+    return found
+
+
+def their_scores(rows: Sequence[Any], models: Sequence[Any], tokenizer: Any, size: int) -> Scores:
+    """Scores of some rows, with the reference and without, in batches of `size` as `scripts/run_dpo.py` makes them."""
+    from rewardbench import DPOInference  # pyright: ignore[reportMissingImports]
+    from torch.utils.data import DataLoader
     from trl.trainer.utils import DPODataCollatorWithPadding  # pyright: ignore
 
     class Here:
@@ -120,26 +139,21 @@ def run_rewardbench(work: Path, plan: Mapping[str, Any]) -> Scores:
 
         device = "cpu"
 
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(work / "policy")  # its tokenizer.json as it is
-    tokenizer.pad_token = tokenizer.eos_token
-    rows = [json.loads(line) for line in (work / f"{plan['rows']}.jsonl").read_text().splitlines()]
-    if plan["rows"] == "messages":
-        answers = ({**row, **{side: row[side][0]["content"] for side in SIDES}} for row in rows)
-        rows = [prepare_dialogue_from_tokenizer(row, tokenizer) for row in answers]
-        write_layout(work / "laid_out.jsonl", rows)
-    else:
-        rows = [{**row, **{f"text_{side}": row["prompt"] + row[side] for side in SIDES}} for row in rows]
-    dtype = getattr(torch, plan["dtype"])
-    of = (AutoModelForCausalLM.from_pretrained(work / name, torch_dtype=dtype) for name in ("policy", "reference"))
-    policy, reference = of
     scores: dict[str, list[float]] = {}
+    policy, reference = models
     for name in ("", *FREE):
         dpo = DPOInference(policy, None if name else reference, tokenizer, Here(), ref_free_norm=name or "norm")
         collate = DPODataCollatorWithPadding(tokenizer.pad_token_id, dpo.label_pad_token_id, dpo.is_encoder_decoder)
-        for batch in DataLoader([dpo.tokenize_row(row) for row in rows], plan["batch"], collate_fn=collate):
+        tokenised: Any = [dpo.tokenize_row(row) for row in rows]
+        for batch in DataLoader(tokenised, size, collate_fn=collate):
             for side, found in zip(SIDES, dpo.inference_step(batch, ref_free=bool(name)), strict=True):
                 scores.setdefault(f"{name}_{side}".strip("_"), []).extend(found.float().tolist())
     return scores
+
+
+def read_rows(file: Path) -> list[dict[str, Any]]:
+    """JSON lines."""
+    return [json.loads(line) for line in file.read_text().splitlines()]
 
 
 def write_layout(file: Path, rows: Sequence[Mapping[str, str]]) -> None:
@@ -195,15 +209,12 @@ def table(ours: Scores, theirs: Scores, places: float) -> Iterator[tuple[str, bo
 
 def compare(python: str, work: Path, plan: Mapping[str, Any]) -> list[str]:
     """All cases in all dtypes; what is not the same and must be."""
-    wrong = []
+    wrong, theirs = [], ask(python, "rewardbench", work, plan)
     for dtype, places in PLACES.items():
-        of = {**plan, "dtype": dtype}
-        theirs = {rows: ask(python, "rewardbench", work, {**of, "rows": rows}) for rows in ("text", "messages")}
         for name, (their_rows, our_rows, must) in CASES.items():
             print(f"\n{name}, {dtype}" + ("" if must else " (need not agree)"), flush=True)
-            lines = list(
-                table(ask(sys.executable, "softq", work, {**of, "rows": our_rows}), theirs[their_rows], places)
-            )
+            ours = ask(sys.executable, "softq", work, {**plan, "dtype": dtype, "rows": our_rows})
+            lines = list(table(ours, theirs[f"{dtype} {their_rows}"], places))
             wrong += [f"{name}, {dtype}, {told}" for told, same in lines if must and not same]
     return wrong
 

@@ -9,13 +9,17 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from calls import called
+from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import softq
+from softq.data.rows import DataError
 from softq.inspection.shelf import Shelf, place
 from softq.reading import score as scoring
+from softq.reading.choice import MODELS, choice
 from softq.reading.run import Asked, Part, scored
-from softq.training.events import Note, OutputError
+from softq.training.events import Note, OutputError, RunError
+from softq.training.output import alone
 from softq.training.run import run
 from softq.training.settings import Call, build
 
@@ -94,10 +98,64 @@ def test_scores_of_something_else_are_not_mixed(trained: Path, pairs_file: Path,
         told(Asked(str(trained), (str(pairs_file),), tmp_path / "out", beta=0.5))
     told(Asked(str(trained), (str(pairs_file),), tmp_path / "out", beta=0.5, overwrite=True))
     assert Shelf(tmp_path / "out").facts["beta"] == 0.5
+    with pytest.raises(OutputError, match=r"another dtype \(float32, now float64\)"):
+        told(Asked(str(trained), (str(pairs_file),), tmp_path / "out", beta=0.5, dtype="float64"))
+    with pytest.raises(OutputError, match=r"another reference \(\S+ \w{8}, now none\)"):
+        told(Asked(str(trained), (str(pairs_file),), tmp_path / "out", beta=0.5, reference="none"))
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("mine")
     with pytest.raises(OutputError, match="is not empty, and softq score did not write what is there"):
         told(Asked(str(trained), (str(pairs_file),), tmp_path / "mine"))
+
+
+@pytest.mark.parametrize("text", ["[]", "{", "{}", '{"format": "another", "parts": 1}', '{"format": "softq scores 1"}'])
+def test_a_foreign_score_json_is_left_alone(text: str, trained: Path, pairs_file: Path, tmp_path: Path) -> None:
+    (tmp_path / "score.json").write_text(text)
+    with pytest.raises(OutputError, match="softq score did not write what is there"):
+        told(Asked(str(trained), (str(pairs_file),), tmp_path, overwrite=True))
+    assert (tmp_path / "score.json").read_text() == text
+
+
+def test_overwriting_that_is_stopped_says_that_it_is_not_finished(
+    trained: Path, pairs_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    told(Asked(str(trained), (str(pairs_file),), out))
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("softq.reading.outputs.place", killed)
+        with pytest.raises(KeyboardInterrupt):
+            told(Asked(str(trained), (str(pairs_file),), out, beta=0.5, overwrite=True))
+    with pytest.raises(ValueError, match="not finished"):
+        Shelf(out)
+    told(Asked(str(trained), (str(pairs_file),), out))
+    assert Shelf(out).facts["beta"] == 0.2
+
+
+def test_a_directory_that_is_taken_closed_or_full_is_said_in_a_line(
+    trained: Path, pairs_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, asked = tmp_path / "out", Asked(str(trained), (str(pairs_file),), tmp_path / "out")
+    with monkeypatch.context() as patched:
+        patched.setattr("os.access", lambda *_: False)
+        with pytest.raises(OutputError, match=f"can not be written: {tmp_path} is closed to you"):
+            told(asked)
+    assert not out.exists()
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(scoring, "put", full)
+        with pytest.raises(RunError, match=r"No space left on device; mend it, then the same again goes on"):
+            told(asked)
+    with alone(out), pytest.raises(OutputError, match="is in use by another run"):
+        told(asked)
+    told(asked)
+    assert Shelf(out).facts["finished"]
 
 
 def test_a_reference_that_changed_since_is_refused(
@@ -110,6 +168,8 @@ def test_a_reference_that_changed_since_is_refused(
     manifest["settings"]["model"] = str(moved)
     (policy / "manifest.json").write_text(json.dumps(manifest))
     told(Asked(str(policy), (str(pairs_file),), tmp_path / "same"))
+    said = told(Asked(str(policy), (str(pairs_file),), tmp_path / "wider", dtype="float64"))
+    assert "is read in float64, and was in float32 when" in said
     model = AutoModelForCausalLM.from_pretrained(moved)
     with torch.no_grad():
         next(model.parameters()).mul_(1.01)
@@ -129,11 +189,115 @@ def test_a_foreign_policy_is_compared_with_nothing_unless_told(
     said = told(Asked(str(foreign), (str(pairs_file),), tmp_path / "out"))
     assert "no reference: what compares with one is left out" in said
     assert "give --reference their/sft if that is what it was trained from" in said
-    assert "rewards are in nats" in said
+    assert "β" not in said, "without a reference there are no rewards to be in nats"
     shelf = Shelf(tmp_path / "out")
     assert not shelf.compared
     assert "margin" not in shelf.table("pairs").column_names
     assert AutoTokenizer.from_pretrained(foreign).eos_token == "<eos>"
+
+
+def as_trl_leaves_it(model_directory: Path, out: Path, base: str) -> Path:
+    """The files of a TRL run, by their names; transformers 5 writes no _name_or_path, the card has the base."""
+    for directory in (out, out / "checkpoint-6", out / "checkpoint-12"):
+        shutil.copytree(model_directory, directory, dirs_exist_ok=True)
+        (directory / "trainer_state.json").write_text(json.dumps({"global_step": 12, "log_history": []}))
+        (directory / "training_args.bin").write_bytes(b"a pickle, which nobody opens")
+    for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
+        (out / "checkpoint-6" / name).write_bytes(b"another")
+    (out / "README.md").write_text(f"---\nbase_model: {base}\ntags:\n- trl\n- dpo\n---\n\n# Model Card for out\n")
+    return out
+
+
+def test_what_trl_left_is_a_policy_and_its_card_a_clue(model_directory: Path, pairs_file: Path, tmp_path: Path) -> None:
+    out = as_trl_leaves_it(model_directory, tmp_path / "trl", "org/their sft")
+    for policy in (out, out / "checkpoint-6"):
+        assert (
+            f"{policy} names org/their sft: give --reference 'org/their sft' if"
+            in choice(str(policy), None, None).notes[0]
+        )
+    for file in (*MODELS, "model.safetensors"):
+        (out / file).unlink(missing_ok=True)
+    with pytest.raises(ValueError, match=r"holds no model itself, only checkpoints; give one, such as .*checkpoint-12"):
+        choice(str(out), None, None)
+    said = told(
+        Asked(str(out / "checkpoint-6"), (str(pairs_file),), tmp_path / "scores", reference=str(model_directory))
+    )
+    assert "the reference is the policy itself, so every reward is 0" in said
+    assert set(Shelf(tmp_path / "scores").table("pairs")["margin"].to_pylist()) == {0.0}
+
+
+def test_an_adapter_names_its_base(model_directory: Path, pairs_file: Path, tmp_path: Path) -> None:
+    adapter = tmp_path / "adapter"
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(model_directory), LoraConfig(task_type="CAUSAL_LM"))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.add_(0.05 if "lora_B" in name else 0.0)
+    model.save_pretrained(adapter)
+    AutoTokenizer.from_pretrained(model_directory).save_pretrained(adapter)
+    said = told(Asked(str(adapter), (str(pairs_file),), tmp_path / "out"))
+    assert f"give --reference {model_directory} if that is what it was trained from" in said
+    told(Asked(str(adapter), (str(pairs_file),), tmp_path / "both", reference=str(model_directory), beta=0.1))
+    pairs = Shelf(tmp_path / "both").table("pairs")
+    ratio = [a - b for a, b in zip(pairs["chosen_logp"].to_pylist(), pairs["chosen_ref_logp"].to_pylist(), strict=True)]
+    assert pairs["chosen_reward"].to_pylist() == pytest.approx([0.1 * value for value in ratio], abs=1e-6)
+    assert max(map(abs, ratio)) > 1e-2
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    for base, wrong in (
+        (str(tmp_path / "gone"), "nor such a model on the hub: .*gone, its base; write in .* where it is now"),
+        (None, "has base_model_name_or_path None; write there which model"),
+    ):
+        (adapter / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": base}))
+        with pytest.raises(ValueError, match=wrong):
+            told(Asked(str(adapter), (str(pairs_file),), tmp_path / "never"))
+    (adapter / "adapter_config.json").write_text(json.dumps(config))
+    (adapter / "adapter_model.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"its adapter_model.safetensors is missing"):
+        told(Asked(str(adapter), (str(pairs_file),), tmp_path / "never"))
+    assert not (tmp_path / "never").exists()
+
+
+@pytest.mark.parametrize("text", ["[]", "{", '{"_name_or_path": 5}', "\udcff"])
+def test_a_clue_that_can_not_be_read_is_none(text: str, tmp_path: Path) -> None:
+    for name in ("config.json", "README.md"):
+        (tmp_path / name).write_bytes(text.encode("utf-8", "surrogateescape"))
+    assert "left out; give --reference if you have" in choice(str(tmp_path), None, None).notes[0]
+
+
+def test_a_manifest_that_tells_no_reference_is_said_so(trained: Path, tmp_path: Path) -> None:
+    policy = tmp_path / "policy"
+    shutil.copytree(trained, policy)
+    manifest = json.loads((policy / "manifest.json").read_text())
+    for reference in (5, {}):
+        (policy / "manifest.json").write_text(json.dumps({**manifest, "reference": reference}))
+        with pytest.raises(ValueError, match=r"its manifest.json tells no reference; give --reference DIR, or none"):
+            choice(str(policy), None, None)
+    (policy / "manifest.json").write_text(json.dumps({**manifest, "finished": False}))
+    for file in MODELS:
+        (policy / file).unlink(missing_ok=True)
+    with pytest.raises(ValueError, match="its training is not finished; go on with softq train … --resume"):
+        choice(str(policy), None, None)
+
+
+def test_a_reference_of_another_tokenizer_is_refused(trained: Path, pairs_file: Path, tmp_path: Path) -> None:
+    """As many tokens, but other ones; the same under other names of added tokens is the same."""
+    other = tmp_path / "other"
+    shutil.copytree(trained, other)
+    file = other / "tokenizer.json"
+    spoken = json.loads(file.read_text())
+    for added in spoken["added_tokens"]:
+        if added["content"] == "<|im_start|>":
+            added["content"] = "<|reserved|>"
+    spoken["model"]["vocab"]["<|reserved|>"] = spoken["model"]["vocab"].pop("<|im_start|>")
+    file.write_text(json.dumps(spoken))
+    told(Asked(str(trained), (str(pairs_file),), tmp_path / "renamed", reference=str(other)))
+    vocabulary = spoken["model"]["vocab"]
+    vocabulary["a"], vocabulary["e"] = vocabulary["e"], vocabulary["a"]
+    file.write_text(json.dumps(spoken))
+    with pytest.raises(ValueError, match=r"has another tokenizer: \d+ is '[ae]' there, and '[ae]' in the policy's"):
+        told(Asked(str(trained), (str(pairs_file),), tmp_path / "out", reference=str(other)))
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (other / name).unlink()
+    told(Asked(str(trained), (str(pairs_file),), tmp_path / "out", reference=str(other)))
 
 
 def test_a_uniform_reference_has_no_states_to_compare(trained: Path, pairs_file: Path, tmp_path: Path) -> None:
@@ -181,11 +345,43 @@ def test_by_the_command_line(trained: Path, pairs_file: Path, tmp_path: Path, ca
     [
         ({"beta": float("nan")}, "--beta nan: expected a number above 0"),
         ({"max_length": 0}, "--max-length 0: expected at least 2"),
+        ({"policy": " "}, "--policy ' ': expected a directory or a name on the hub"),
+        ({"reference": ""}, "--reference '': expected a directory or a name on the hub"),
+        ({"data": ("\udcff.jsonl",)}, "its name is not UTF-8"),
     ],
 )
 def test_wrong_settings_are_refused_before_anything_is_written(
     given: dict, told_so: str, trained: Path, pairs_file: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(ValueError, match=told_so):
-        told(Asked(str(trained), (str(pairs_file),), tmp_path / "out", **given))
+        told(Asked(str(trained), (str(pairs_file),), tmp_path / "out")._replace(**given))
     assert not (tmp_path / "out").exists()
+
+
+def test_prompts_alone_are_no_data_to_score(trained: Path, tmp_path: Path) -> None:
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "Say"}\n')
+    with pytest.raises(
+        DataError, match=r"prompts.jsonl:1: no completion to score; give rows that answer their prompts"
+    ):
+        told(Asked(str(trained), (str(tmp_path / "prompts.jsonl"),), tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_completions_that_are_cut_or_short_and_text_of_any_script(trained: Path, tmp_path: Path) -> None:
+    rows = [
+        {"prompt": "a", "chosen": " b c d e f g h i", "rejected": " z"},
+        {"prompt": "שלום، 不", "chosen": " نعم 👨‍👩‍👧", "rejected": "\u202e<b>"},
+    ]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    asked = Asked(str(trained), (str(tmp_path / "pairs.jsonl"),), tmp_path / "whole")
+    told(asked)
+    pairs = Shelf(tmp_path / "whole").table("pairs").to_pylist()
+    for pair, row in zip(pairs, rows, strict=True):
+        assert [pair[name] for name in ("prompt", "chosen_text", "rejected_text")] == list(row.values())
+    told(asked._replace(output=tmp_path / "cut", max_length=6, truncate="keep"))
+    (cut,) = Shelf(tmp_path / "cut").table("pairs").to_pylist()
+    assert (cut["chosen_tokens"], cut["chosen_ended"], cut["rejected_ended"]) == (5, False, True)
+    assert rows[0]["chosen"].startswith(cut["chosen_text"])
+    tokens = Shelf(tmp_path / "whole").table("tokens").to_pylist()
+    first = [token["logp"] for token in tokens if (token["record"], token["completion"]) == (0, 0)][:5]
+    assert cut["chosen_logp"] == pytest.approx(sum(first), abs=1e-4)

@@ -201,7 +201,7 @@ def _model(name: str, dtype: str, trust_remote_code: bool) -> PreTrainedModel | 
         kwargs["quantization_config"] = _four_bits()
     with without_bars() if Path(name).is_dir() else nullcontext():
         if base := adapted(name):
-            model = _from_pretrained(base, kwargs)
+            model = _base(name, base, kwargs)
             try:
                 return PeftModel.from_pretrained(model, name, is_trainable=True)
             except (RuntimeError, SafetensorError) as error:
@@ -226,11 +226,28 @@ def _config(name: str, trust_remote_code: bool) -> PreTrainedConfig:
     return config
 
 
+def _base(adapter: str, base: str, kwargs: Mapping[str, Any]) -> PreTrainedModel:
+    """The model under an adapter. ValueError where it is gone, or the adapter's own weights are."""
+    if not any((Path(adapter) / f"adapter_model.{kind}").is_file() for kind in ("safetensors", "bin")):
+        raise ValueError(f"model {adapter}: its adapter_model.safetensors is missing; fetch it again")
+    try:
+        return _from_pretrained(base, kwargs)
+    except OSError as error:
+        where = f"write in {Path(adapter) / 'adapter_config.json'} where it is now (base_model_name_or_path)"
+        raise ValueError(
+            f"model {adapter}: no such directory, nor such a model on the hub: {base}, its base; {where}"
+        ) from error
+
+
 def _from_pretrained(name: str, kwargs: Mapping[str, Any]) -> PreTrainedModel:
     try:
         return AutoModelForCausalLM.from_pretrained(name, **kwargs)
     except SafetensorError as error:
         raise ValueError(f"model {name}: its weights are damaged, or not whole ({error}); fetch them again") from error
+    except OSError as error:
+        if not Path(name).is_dir():
+            raise
+        raise ValueError(f"model {name}: its weights can not be read ({error}); fetch them again") from error
 
 
 def _four_bits() -> BitsAndBytesConfig:

@@ -26,7 +26,7 @@ def load_tokenizer(model: str, trust_remote_code: bool = False) -> Spoken:
     home = model if (Path(model) / "tokenizer_config.json").is_file() else adapted(model) or model
     try:
         tokenizer = AutoTokenizer.from_pretrained(home, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         place = (
             "its tokenizer can not be read" if Path(home).is_dir() else "no such directory, nor such a model on the hub"
         )
@@ -53,6 +53,8 @@ def adapted(name: str) -> str | None:
         base = json.loads(config.read_text(encoding="utf-8"))["base_model_name_or_path"]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{config} names no base_model_name_or_path: it is not an adapter's of peft") from error
+    if not isinstance(base, str) or not base:
+        raise ValueError(f"{config} has base_model_name_or_path {base!r}; write there which model the adapter changes")
     return base
 
 

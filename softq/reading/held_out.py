@@ -17,7 +17,8 @@ from softq.inspection.shelf import FACTS, Shelf, facts
 from softq.lm.load import DTYPES, Loaded, load, reweigh
 from softq.lm.tokenizer import load_tokenizer
 from softq.reading.choice import Choice, choice
-from softq.reading.run import Asked, Part, claim, written
+from softq.reading.outputs import claim
+from softq.reading.run import Asked, Part, written
 from softq.training import checkpoint, ranks
 from softq.training.events import Note, OutputError
 from softq.training.history import CHECKPOINTS, MANIFEST, Run

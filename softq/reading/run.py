@@ -1,6 +1,6 @@
 """A policy, a reference and a data set, opened and scored into a directory that says what it holds."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,22 +9,23 @@ from transformers import PreTrainedTokenizerBase
 
 from softq.data.formats import renames
 from softq.data.read import Dataset, cache_directory, read
+from softq.data.rows import DataError
 from softq.data.store import write_json
-from softq.inspection.columns import TABLES, TOP
-from softq.inspection.shelf import FACTS, facts, place
+from softq.inspection.columns import TOP
+from softq.inspection.shelf import FACTS, facts
 from softq.lm.load import Loaded, load
 from softq.lm.reference import fingerprint
 from softq.lm.tokenizer import load_tokenizer
-from softq.reading.choice import Choice, choice
-from softq.reading.cross_fit import CrossFit, Fold, check_data, check_same, cross_fit, crossed, described, removed
+from softq.reading.choice import Choice, choice, same_words
+from softq.reading.cross_fit import CrossFit, Fold, check_data, check_same, cross_fit, crossed, described
 from softq.reading.fresh import fresh_parts
 from softq.reading.ledger import write_ledger
+from softq.reading.outputs import FORMAT, check_open, claim, keep_or_remove
 from softq.reading.score import PART, Scoring, missing, scored_parts
 from softq.training import ranks
-from softq.training.events import Note, OutputError
+from softq.training.events import Note, RunError
 from softq.training.loop import default_budget
-
-FORMAT = "softq scores 1"
+from softq.training.output import alone
 
 
 class Asked(NamedTuple):
@@ -64,25 +65,29 @@ def scored(asked: Asked) -> Iterator[Note | Part | Fold]:
     OutputError where the directory holds something else, ValueError for wrong settings, DataError for bad data. Of several
     processes (torchrun) each scores its share of the parts.
     """
-    for name in ("max_length", "tokens_per_micro"):
-        if (given := getattr(asked, name)) is not None and given < 2:
-            raise ValueError(f"--{name.replace('_', '-')} {given}: expected at least 2 tokens")
+    _check_settings(asked)
     device = str(ranks.join(bf16=False).device)
     chosen = choice(asked.policy, asked.reference, asked.beta)
     _check_fresh(asked.fresh, chosen.reference)
     yield from map(Note, chosen.notes)
     fit = _cross_fit(asked, chosen)
     claim(asked.output)
+    check_open(asked.output)
     data, loaded, ends = _opened(asked, chosen, device)
     if fit is not None:
         check_data(fit, data)
     yield from map(Note, (*data.ledger.lines(), *loaded.notes))
-    yield from written(asked, chosen, data, loaded, ends)
-    if fit is not None:
-        read_by = "policy" if fit.settings.model == asked.policy else "reference"
-        tokenizer, mark = loaded.tokenizer, facts(asked.output)[read_by]["fingerprint"]
-        del loaded  # to make room for what is trained
-        yield from _crossed(asked, fit, data, tokenizer, mark)
+    with alone(asked.output):
+        try:
+            yield from written(asked, chosen, data, loaded, ends)
+            if fit is not None:
+                read_by = "policy" if fit.settings.model == asked.policy else "reference"
+                tokenizer, mark = loaded.tokenizer, facts(asked.output)[read_by]["fingerprint"]
+                del loaded  # to make room for what is trained
+                yield from _crossed(asked, fit, data, tokenizer, mark)
+        except OSError as error:
+            why = f"{error.strerror or error}; mend it, then the same again goes on"
+            raise RunError(f"--output {asked.output} can not be written: {why}") from error
 
 
 def written(
@@ -92,7 +97,9 @@ def written(
     budget = asked.tokens_per_micro or default_budget(loaded.models)
     of = Scoring(asked.output, data, loaded, 1.0 if chosen.beta is None else chosen.beta, budget)
     said = _facts(asked, chosen, of)
-    _check_same(asked, said)
+    if said["reference"] and said["reference"]["fingerprint"] == said["policy"]["fingerprint"]:
+        yield Note("the reference is the policy itself, so every reward is 0")
+    keep_or_remove(asked.output, said, overwrite=asked.overwrite)
     if ranks.first():
         asked.output.mkdir(parents=True, exist_ok=True)
         write_json(asked.output / FACTS, said)
@@ -113,6 +120,18 @@ def written(
     ranks.wait()
     if ranks.first():
         write_json(asked.output / FACTS, {**said, "finished": True})
+
+
+def _check_settings(asked: Asked) -> None:
+    """ValueError for lengths and names that can not be."""
+    for name in ("max_length", "tokens_per_micro"):
+        if (given := getattr(asked, name)) is not None and given < 2:
+            raise ValueError(f"--{name.replace('_', '-')} {given}: expected at least 2 tokens")
+    for path in map(str, asked.data):
+        try:
+            path.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(f"--data {path!r}: its name is not UTF-8, so no table can hold it; rename it") from error
 
 
 def _cross_fit(asked: Asked, chosen: Choice) -> CrossFit | None:
@@ -159,6 +178,10 @@ def _opened(asked: Asked, chosen: Choice, device: str) -> tuple[Dataset, Loaded,
         )
 
     data = ranks.one_after_another(of)
+    if data.kind == "prompts":
+        raise DataError(f"{data.records[0].where}: no completion to score; give rows that answer their prompts")
+    if chosen.reference not in (None, "uniform"):
+        same_words(chosen.reference, spoken.tokenizer, data.records[:PART])
     loaded = load(
         asked.policy,
         chosen.reference,
@@ -168,8 +191,8 @@ def _opened(asked: Asked, chosen: Choice, device: str) -> tuple[Dataset, Loaded,
         device=device,
         trust_remote_code=asked.trust_remote_code,
     )
-    chosen.check(loaded)
-    return data, loaded, spoken.end_ids
+    notes = (*spoken.notes, *loaded.notes, *chosen.check(loaded))
+    return data, loaded._replace(notes=notes), spoken.end_ids
 
 
 def _check_fresh(count: int, reference: str | None) -> None:
@@ -180,35 +203,6 @@ def _check_fresh(count: int, reference: str | None) -> None:
         raise ValueError(
             f"--fresh {count} samples from the reference, which is {reference or 'none'}: give --reference MODEL"
         )
-
-
-def claim(there: Path) -> None:
-    """OutputError where an output holds what softq score did not write."""
-    if there.is_dir() and any(there.iterdir()) and not (there / FACTS).is_file():
-        raise OutputError(f"--output {there} is not empty, and softq score did not write what is there; give another")
-    if there.exists() and not there.is_dir():
-        raise OutputError(f"--output {there} is a file; give a directory")
-
-
-def _check_same(asked: Asked, said: Mapping[str, Any]) -> None:
-    """What is there already is a part of the same; or it is removed, if that was asked for."""
-    if not (asked.output / FACTS).is_file():
-        return
-    before = {**facts(asked.output), "finished": False}
-    if before == said or ({**before, "fresh": said["fresh"]} == said and not before["fresh"]):
-        return  # samples may be added to what is there
-    if not asked.overwrite:
-        what = next(name for name in said if before.get(name) != said[name])
-        raise OutputError(
-            f"--output {asked.output} holds scores of another {what} ({before.get(what)}, now {said[what]}); give another, or "
-            "--overwrite"
-        )
-    if ranks.first():
-        for table in TABLES:
-            for part in range(before.get("parts", 0)):
-                place(asked.output, table, part).unlink(missing_ok=True)
-        removed(asked.output)
-    ranks.wait()
 
 
 def _facts(asked: Asked, chosen: Choice, of: Scoring) -> dict[str, Any]:
