@@ -113,6 +113,9 @@ def test_the_figures_by_hand() -> None:
     assert most == pytest.approx(dict.fromkeys(range(3), 0.05))
     assert loss_of(of, "explicit")[0] == pytest.approx(0.02 - 0.04 / len(SHIFTED))
     assert loss_of(of, "implicit")[0] == pytest.approx(0.0)
+    assert under_shift(found({"trained": 0.5}, wobble=0.0))[0] == pytest.approx(
+        dict.fromkeys(range(3), 0.0)
+    )  # told apart
 
 
 @pytest.mark.parametrize(
@@ -121,7 +124,7 @@ def test_the_figures_by_hand() -> None:
 def test_what_was_found_is_what_is_said(lead: float, wobble: float, verdict: str) -> None:
     page = markdown(found(dict.fromkeys(SHIFTED, lead), wobble=wobble), Recipe())
     assert f"Verdict: **{verdict}**." in page
-    assert f"here {'+' if lead > 0 else '−'}{abs(100 * lead):.1f} ±" in page
+    assert f"here by {'+' if lead > 0 else '−'}{abs(100 * lead):.1f} ±" in page
     assert page.count("| 300 |") == len(KINDS)
     assert all(said in page for said, _ in KINDS.values())
 

@@ -19,7 +19,9 @@ KINDS: Mapping[str, tuple[str, str]] = {
     "trained": ("policy: answers of the policy that dpo made", "policy: after dpo"),
 }
 """Kind of pairs -> what they are, and a label. All but the first are labelled by the truth, and ties left out."""
-SHIFTED = ("questions", "wording", "style", "fine-tuned", "trained")
+SHIFTED = ("questions", "wording", "style", "fine-tuned")
+OWN = "trained"
+"""A shift too, but not a fair one: a policy errs most often where the reward that made it is wrong, so it is told apart."""
 LEAST = 0.005
 """The least difference of accuracies that would be worth a claim."""
 PAPER = (0.03, 0.07)  # by how much the implicit reward is behind under shift, on average and at most (arXiv 2409.03650)
@@ -72,8 +74,8 @@ def loss_of(found: Results, reward: str) -> dict[int, float]:
 def markdown(found: Results, recipe: Any) -> str:
     """The page."""
     rows = [
-        "| pairs | how many | implicit (dpo) | explicit (rm) | explicit − implicit |",
-        "|---|--:|--:|--:|--:|",
+        "| pairs | how many | implicit (dpo) | explicit (rm) | explicit − implicit | the explicit one is right more often |",
+        "|---|--:|--:|--:|--:|---|",
         *(_row(found, kind) for kind in KINDS),
     ]
     return "\n\n".join(
@@ -105,24 +107,25 @@ softq study generalisation --output generalisation
 def _told(found: Results) -> Iterator[str]:
     """What is said of implicit rewards, and what was seen."""
     mean, most = (spread(part) for part in under_shift(found))
-    fit, same = spread(behind(found, "trained on")), spread(behind(found, "same"))
-    said = f"on average {PAPER[0]:.0%}, at most {PAPER[1]:.0%}, in arXiv 2409.03650"
+    fit, same, own = (spread(behind(found, kind)) for kind in ("trained on", "same", OWN))
+    said = f"on average by {PAPER[0]:.0%}, at most by {PAPER[1]:.0%}, in arXiv 2409.03650"
     yield (
-        f"- **The explicit reward is right more often under shift** ({said}): here {_points(mean)} on average over the five "
-        f"shifts, {_points(most)} where it is most. Verdict: **{verdict(mean, LEAST)}**."
+        f"- **Under shift the explicit reward is right more often** ({said}): here by {_points(mean)} on average over the "
+        f"{len(SHIFTED)} shifts of prompt, response and policy, by {_points(most)} where it is most. Verdict: "
+        f"**{verdict(mean, LEAST)}**."
     )
     yield (
-        "- **How alike they are where nothing is shifted**: on the pairs of training the explicit one is right "
+        "- How alike they are where nothing is shifted: on the pairs of training the explicit one is right "
         f"{_points(fit)} more often, on new pairs of the same kind {_points(same)}."
     )
     for reward, method in (("implicit", "dpo"), ("explicit", "rm")):
         lost = _points(spread(loss_of(found, reward)))
         yield f"- From new pairs of the same kind to shifted ones the {reward} reward ({method}) falls by {lost} on average."
-    worst = max(SHIFTED, key=lambda kind: fmean(behind(found, kind).values()))
-    least = min(SHIFTED, key=lambda kind: fmean(behind(found, kind).values()))
     yield (
-        f"- Most in favour of the explicit one: {KINDS[worst][0]}, {_points(spread(behind(found, worst)))}; least: "
-        f"{KINDS[least][0]}, {_points(spread(behind(found, least)))}."
+        f"- **On answers of dpo's own policy the explicit reward is right more often**: by {_points(own)}. Verdict: "
+        f"**{verdict(own, LEAST)}**. That is more than a shift: the policy errs most often where the reward that made it is "
+        "wrong, so its answers are chosen against that reward, and not against the other. It is what a policy meets that labels "
+        "its own next round."
     )
 
 
@@ -143,8 +146,7 @@ def _how_made(found: Results, recipe: Any) -> str:
   {recipe.policy_rate:g} for dpo and {recipe.model_rate:g} for rm, chosen on a seed that is not reported so that both fit the
   pairs of training about alike: a head that starts from nothing has farther to go. dpo has β = {recipe.beta:g}.
 - Answers of policies are sampled at T = 1 to questions that were trained on, and paired as they come; a pair counts if its
-  answers differ in how many names are right. The policy after dpo is the one whose implicit reward is judged, as it is when a
-  policy labels its own next round.
+  answers differ in how many names are right. The policy after dpo is the one whose implicit reward is judged.
 - One seed took {fmean(seconds):.0f} s of a processor on average, evaluation included.
 """
 
@@ -155,7 +157,9 @@ def _row(found: Results, kind: str) -> str:
         spread({seed: one.right[reward][kind] for seed, one in found.items()}) for reward in ("implicit", "explicit")
     )
     pairs = sum(one.pairs[kind] for one in found.values())
-    return f"| {said} | {pairs:,} | {_share(implicit)} | {_share(explicit)} | {_points(spread(behind(found, kind)))} |"
+    less = spread(behind(found, kind))
+    shown = f"{_share(implicit)} | {_share(explicit)} | {_points(less)} | {verdict(less, LEAST)}"
+    return f"| {said} | {pairs:,} | {shown} |"
 
 
 def _share(found: Spread) -> str:
