@@ -124,7 +124,7 @@ def test_the_figures_by_hand() -> None:
 def test_what_was_found_is_what_is_said(lead: float, wobble: float, verdict: str) -> None:
     page = markdown(found(dict.fromkeys(SHIFTED, lead), wobble=wobble), Recipe())
     assert f"Verdict: **{verdict}**." in page
-    assert f"here by {'+' if lead > 0 else '−'}{abs(100 * lead):.1f} ±" in page
+    assert f"here the difference is {'+' if lead > 0 else '−'}{abs(100 * lead):.1f} ±" in page
     assert page.count("| 300 |") == len(KINDS)
     assert all(said in page for said, _ in KINDS.values())
 

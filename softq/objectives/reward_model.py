@@ -36,8 +36,8 @@ def rm(*, center: float = 0.0) -> Method:
     TRL: `RewardTrainer`, its `center_rewards_coefficient` is μ, its `margin` Δ; it reads the last token of the rendered text,
     which some templates put behind the end token.
     Choose it: to judge new answers, above all those of the policy that is trained on its word. The implicit reward of dpo fits
-    the same pairs as well; under shift it is right less often in arXiv 2409.03650, in the small world of `softq study generalisation`
-    on the answers of its own policy alone.
+    the same pairs as well; under shift it is right less often in arXiv 2409.03650, in the small world of
+    `softq study generalisation` on the answers of its own policy alone.
     """
     not_negative("center", center)
 

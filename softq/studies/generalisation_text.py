@@ -110,19 +110,20 @@ def _told(found: Results) -> Iterator[str]:
     fit, same, own = (spread(behind(found, kind)) for kind in ("trained on", "same", OWN))
     said = f"on average by {PAPER[0]:.0%}, at most by {PAPER[1]:.0%}, in arXiv 2409.03650"
     yield (
-        f"- **Under shift the explicit reward is right more often** ({said}): here by {_points(mean)} on average over the "
-        f"{len(SHIFTED)} shifts of prompt, response and policy, by {_points(most)} where it is most. Verdict: "
+        f"- **Under shift the explicit reward is right more often** ({said}): here the difference is {_points(mean)} on "
+        f"average over the {len(SHIFTED)} shifts of prompt, response and policy, {_points(most)} where it is most. Verdict: "
         f"**{verdict(mean, LEAST)}**."
     )
     yield (
-        "- How alike they are where nothing is shifted: on the pairs of training the explicit one is right "
-        f"{_points(fit)} more often, on new pairs of the same kind {_points(same)}."
+        f"- Where nothing is shifted: explicit less implicit is {_points(fit)} on the pairs of training and {_points(same)} on "
+        "new pairs of the same kind. A head that starts from nothing and reads one state of two layers has it harder here than a "
+        "sum over all tokens."
     )
     for reward, method in (("implicit", "dpo"), ("explicit", "rm")):
         lost = _points(spread(loss_of(found, reward)))
         yield f"- From new pairs of the same kind to shifted ones the {reward} reward ({method}) falls by {lost} on average."
     yield (
-        f"- **On answers of dpo's own policy the explicit reward is right more often**: by {_points(own)}. Verdict: "
+        f"- **On answers of dpo's own policy the explicit reward is right more often**: {_points(own)}. Verdict: "
         f"**{verdict(own, LEAST)}**. That is more than a shift: the policy errs most often where the reward that made it is "
         "wrong, so its answers are chosen against that reward, and not against the other. It is what a policy meets that labels "
         "its own next round."
