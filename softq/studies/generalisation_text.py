@@ -114,10 +114,10 @@ def _told(found: Results) -> Iterator[str]:
         f"average over the {len(SHIFTED)} shifts of prompt, response and policy, {_points(most)} where it is most. Verdict: "
         f"**{verdict(mean, LEAST)}**."
     )
+    why = " Perhaps since its head starts from nothing and reads one state of two layers." if same.mean < 0 else ""
     yield (
         f"- Where nothing is shifted: explicit less implicit is {_points(fit)} on the pairs of training and {_points(same)} on "
-        "new pairs of the same kind. A head that starts from nothing and reads one state of two layers has it harder here than a "
-        "sum over all tokens."
+        f"new pairs of the same kind.{why}"
     )
     for reward, method in (("implicit", "dpo"), ("explicit", "rm")):
         lost = _points(spread(loss_of(found, reward)))
