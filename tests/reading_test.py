@@ -256,6 +256,23 @@ def test_an_adapter_names_its_base(model_directory: Path, pairs_file: Path, tmp_
     assert not (tmp_path / "never").exists()
 
 
+@pytest.mark.parametrize(
+    ("head", "clue"),
+    [
+        ("base_model: a/b\ntags:\n- trl\n", "a/b"),
+        ("license: mit\nbase_model:\n- a/b\n", "a/b"),
+        ("base_model: 'a/b'\n", "a/b"),
+        ("base_model:\n- a/b\n- c/d\n", None),
+        ("base_model: [a/b]\n", None),
+        ("base_model:\ntags:\n- trl\n", None),
+    ],
+)
+def test_the_head_of_a_card_names_one_base(head: str, clue: str | None, tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text(f"---\n{head}---\n\nbase_model: not/this\n")
+    said = choice(str(tmp_path), None, None).notes[0]
+    assert (f"names {clue}: give" in said) if clue else "left out; give --reference if you have" in said
+
+
 @pytest.mark.parametrize("text", ["[]", "{", '{"_name_or_path": 5}', "\udcff"])
 def test_a_clue_that_can_not_be_read_is_none(text: str, tmp_path: Path) -> None:
     for name in ("config.json", "README.md"):

@@ -2,13 +2,12 @@
 
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from shlex import quote
 from typing import Any, NamedTuple
 
-import yaml
-from huggingface_hub import metadata_load
 from transformers import PreTrainedTokenizerBase
 
 from softq.data.encode import Encoded
@@ -17,6 +16,8 @@ from softq.lm.reference import fingerprint
 from softq.lm.tokenizer import adapted, load_tokenizer
 from softq.training.history import NotARun, Run, run_at
 
+HEAD = re.compile(r"---\n(.*?\n)---", re.DOTALL)
+BASE = re.compile(r"^base_model:[ ]*(?:\n[ ]*-[ ]+)?([^\n\[]+)\n(?![ ]*-)", re.MULTILINE)  # a name, or a list of one
 MODELS = ("config.json", "adapter_config.json")
 UNKNOWN = "β is not known, so rewards are in nats: give --beta for those of training"
 
@@ -149,18 +150,18 @@ def _clue(policy: str) -> str | None:
     card = (
         home.parent if home.name.startswith("checkpoint-") else home
     ) / "README.md"  # TRL writes one for all of a run
-    base = _head(card).get("base_model")
-    base = base[0] if isinstance(base, list) and len(base) == 1 else base
-    names = (adapted(policy), _json(home / "config.json").get("_name_or_path"), base)
+    names = (adapted(policy), _json(home / "config.json").get("_name_or_path"), _base_model(card))
     return next((name for name in names if isinstance(name, str) and name.strip() and name != policy), None)
 
 
-def _head(card: Path) -> Mapping[str, Any]:
-    """The YAML at the head of a model card; empty where there is none that can be read."""
+def _base_model(card: Path) -> str | None:
+    """The one base model that the head of a model card names."""
     try:
-        return metadata_load(card) or {}
-    except (OSError, ValueError, yaml.YAMLError):
-        return {}
+        head = HEAD.match(card.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    found = BASE.search(head[1]) if head else None
+    return found[1].strip().strip("'\"") if found else None
 
 
 def _json(file: Path) -> Mapping[str, Any]:
