@@ -53,7 +53,7 @@ def test_the_estimate_of_many_samples_is_the_lab_s_exact_value() -> None:
     tokens = every_trajectory(tree)
     logp, ref = (along(tree, random_table(tree, s).log_softmax(-1), tokens).sum(-1).numpy() for s in (3, 4))
     drawn = np.random.default_rng(0).choice(len(logp), 200_000, p=np.exp(logp) / np.exp(logp).sum())
-    truth, found = exact(logp, ref), estimated(logp[drawn], ref[drawn])
+    truth, found = exact(logp, ref), estimated(logp[drawn], ref[drawn], len(drawn))
     assert found[:2] == pytest.approx(truth[:2], abs=0.02)
     assert abs(truth.log_w - truth.entropy) > 0.1
     # Weights 1/π_ref of N draws: the effective size is N E[w]²/E[w²].
@@ -61,14 +61,25 @@ def test_the_estimate_of_many_samples_is_the_lab_s_exact_value() -> None:
     assert found.effective == pytest.approx(len(drawn) * (p @ w) ** 2 / (p @ w**2), rel=0.05)
 
 
+def test_mass_on_samples_that_were_cut_is_no_part_of_the_estimate() -> None:
+    pi, ref = np.array([0.2, 0.1, 0.3]), np.array([0.1, 0.4, 0.2])  # the other 0.4 of π is on what does not end
+    ratio = pi / ref
+    q = ratio / ratio.sum()
+    drawn = np.repeat(np.arange(4), [200, 100, 300, 400])
+    whole = drawn[drawn < 3]
+    found = estimated(np.log(pi)[whole], np.log(ref)[whole], len(drawn))
+    assert found.log_w == pytest.approx(math.log(ratio.sum()), abs=1e-12)
+    assert found.entropy == pytest.approx(-(q * np.log(q)).sum(), abs=1e-12)
+
+
 def test_by_hand_and_without_overflow() -> None:
     logp, ref = np.array([-1.0, -2.0]), np.array([math.log(0.25), math.log(0.75)])
     w = np.array([4.0, 4 / 3])
-    found = estimated(logp, ref)
+    found = estimated(logp, ref, 2)
     assert found.log_w == pytest.approx(math.log(w.mean()))
     assert found.entropy == pytest.approx(math.log(w.mean()) - (w * (logp - ref)).sum() / w.sum())
     assert found.effective == pytest.approx(w.sum() ** 2 / (w**2).sum())
-    far = estimated(logp - 5000, ref - 5000)
+    far = estimated(logp - 5000, ref - 5000, 2)
     assert far.log_w == pytest.approx(found.log_w + 5000)
     assert far.effective == pytest.approx(found.effective)
 
@@ -91,11 +102,11 @@ def test_figures_are_of_whole_completions_prompt_by_prompt(tmp_path: Path) -> No
     )
     found = {figure.name: figure for figure in figures(of)}
     one, two = (
-        estimated(np.array([-1.0, -2]), np.array([-2.0, -2])),
-        estimated(np.array([-3.0, -3]), np.array([-1.0, -1])),
+        estimated(np.array([-1.0, -2]), np.array([-2.0, -2]), 3),
+        estimated(np.array([-3.0, -3]), np.array([-1.0, -1]), 2),
     )
     assert [figure.value for figure in found.values()] == pytest.approx(
         [(a + b) / 2 for a, b in zip(one, two, strict=True)]
     )
-    assert found["information/entropy"].value == pytest.approx((2 - 0.5 + 1 + 2) / 2)
+    assert found["information/entropy"].value == pytest.approx((2 + math.log(2 / 3) - 0.5 + 1 + 2) / 2)
     assert found["information/log_w"].of == 2

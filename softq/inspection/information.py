@@ -39,12 +39,13 @@ def exact(logp: np.ndarray, ref_logp: np.ndarray) -> Information:
     return Information(log_w, float(-_product(np.exp(log_q), log_q).sum()), float(len(logp)))
 
 
-def estimated(logp: np.ndarray, ref_logp: np.ndarray) -> Information:
+def estimated(logp: np.ndarray, ref_logp: np.ndarray, drawn: int) -> Information:
     """Self-normalised, of whole completions [N] that were sampled from the policy at temperature 1; each draw has its row.
 
-    H(q) = log W - E_q[L], with log W as the logarithm of a mean: biased down in a small sample.
+    H(q) = log W - E_q[L], with log W as the logarithm of a mean: biased down in a small sample. The mean is over all `drawn`
+    ≥ N samples, those that were cut too, which have no weight: else the policy's mass on them would be taken for W's.
     """
-    log_w = _log_sum(-ref_logp) - float(np.log(len(ref_logp)))
+    log_w = _log_sum(-ref_logp) - float(np.log(drawn))
     weight = np.exp(-ref_logp - _log_sum(-ref_logp))
     entropy = log_w - float((weight * (logp - ref_logp)).sum())
     return Information(log_w, entropy, float(1 / (weight**2).sum()))
@@ -58,10 +59,11 @@ def figures(shelf: Shelf) -> list[Figure]:
     if not shelf.compared or shelf.kind != "rows":
         return []
     table = shelf.table("rows", COLUMNS)
-    whole = table["ended"].to_numpy()
-    record, logp, ref_logp = (table[name].to_numpy()[whole] for name in ("record", "logp", "ref_logp"))
+    record, whole, logp, ref_logp = (table[name].to_numpy() for name in COLUMNS)
     found = [
-        estimated(logp[mine], ref_logp[mine]) for mine in (record == one for one in np.unique(record)) if mine.sum() > 1
+        estimated(logp[mine & whole], ref_logp[mine & whole], int(mine.sum()))
+        for mine in (record == one for one in np.unique(record))
+        if (mine & whole).sum() > 1
     ]
     if not found:
         return []
