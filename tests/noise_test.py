@@ -54,6 +54,18 @@ def test_what_was_drawn_is_estimated(rate: float, scale: float) -> None:
             assert flipped[of].mean() == pytest.approx(chance[of].mean(), abs=0.08)  # it is calibrated
 
 
+def test_the_interval_is_the_whole_profile_s() -> None:
+    rng = np.random.default_rng(3)
+    margin = 1.05 * rng.normal(size=300)  # few and small: a larger share of flips with surer margins says almost the same
+    margin *= np.where(rng.random(300) < 1 / (1 + np.exp(-margin / 0.7)), 1, -1)
+    margin *= np.where(rng.random(300) < 0.1, -1, 1)
+    rates = np.linspace(0, noise.MOST, 200)
+    profile = likelihood(margin, rates, np.geomspace(1 / 32, 32, 400)).max(1)
+    inside = rates[profile >= profile.max() - noise.WITHIN]
+    found = estimated(margin)
+    assert (found.low, found.high) == pytest.approx((inside.min(), inside.max()), abs=0.01)
+
+
 def test_the_unit_of_rewards_changes_nothing() -> None:
     margin, _ = drawn(0.1, 2.0, 2000)
     one, other = estimated(margin), estimated(100 * margin)

@@ -45,7 +45,7 @@ def estimated(margin: np.ndarray) -> Flips:
         raise ValueError("cross-fit: every margin is 0, which tells no label from its opposite; train longer or faster")
     coarse = _best(margin, np.linspace(0, MOST, 100), np.geomspace(1 / 32, 32, 41) / typical)
     rates = np.linspace(max(0.0, coarse.low - 0.005), min(MOST, coarse.high + 0.005), 100)
-    return _best(margin, rates, coarse.scale * np.geomspace(1 / 1.5, 1.5, 41))
+    return _best(margin, rates, coarse.scale * np.geomspace(1 / 3, 3, 81))
 
 
 def _best(margin: np.ndarray, rates: np.ndarray, scales: np.ndarray) -> Flips:
