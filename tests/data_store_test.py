@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from softq.data.encode import Completion, Encoded
 from softq.data.read import read
 from softq.data.rows import DataError
-from softq.data.store import BUFFER, META, Records, Store, whole
+from softq.data.store import BUFFER, META, Records, Store, whole, write_text
 
 
 def completion(ids: list[int], action: list[bool], ended: bool = True) -> Completion:
@@ -218,3 +218,17 @@ def test_a_refusal_leaves_no_temporary_store(tmp_path, temporary):
     with pytest.raises(DataError, match="the only row was dropped"):
         read(pairs(tmp_path, rejected=" yes"), byte_level())
     assert list(temporary.iterdir()) == []
+
+
+def test_text_replaces_a_file_and_nothing_else_and_leaves_nothing_half_written(tmp_path):
+    file, pipe = tmp_path / "file", tmp_path / "pipe"
+    os.mkfifo(pipe)
+    write_text(file, "one")
+    write_text(file, "two")
+    with pytest.raises(FileExistsError, match="is no file"):
+        write_text(pipe, "three")
+    with pytest.raises(UnicodeEncodeError):
+        write_text(file, "half \ud800")
+    assert file.read_text() == "two"
+    assert pipe.is_fifo()
+    assert sorted(tmp_path.iterdir()) == [file, pipe]

@@ -207,3 +207,10 @@ def test_mistakes_are_one_line(
         assert (got, said) == (code, ""), told
         assert told.count("\n") == 1, told
         assert expected in told
+
+
+def test_a_pipe_or_a_device_is_not_replaced(shelf: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    code, _, told = called(["inspect", str(shelf), "--output", str(tmp_path / "pipe")], capsys)
+    assert (code, (tmp_path / "pipe").is_fifo()) == (2, True)
+    assert "no file; give a file" in told

@@ -55,6 +55,8 @@ def _place(options: Any) -> Path:
         return place  # what is wrong with DIR is said in its place
     if place.is_dir():
         raise OutputError(f"--output {place} is a directory; give a file")
+    if place.exists() and not place.is_file():
+        raise OutputError(f"--output {place} is a device or a pipe, no file; give a file, or --json for stdout")
     if not place.parent.is_dir():
         raise OutputError(f"--output {place}: there is no directory {place.parent}; make it, or give another")
     if not os.access(place.parent, os.W_OK | os.X_OK):

@@ -1,5 +1,6 @@
 """Encoded records on disk: flat arrays, mapped into memory, so that a data set may be larger than it."""
 
+import errno
 import hashlib
 import json
 import os
@@ -185,11 +186,16 @@ def write_json(path: Path, document: Any) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """The whole file or none of it."""
+    """The whole file or none of it. OSError where something that is no file has the name: a device or a pipe is not replaced."""
+    if path.exists() and not path.is_file():
+        raise FileExistsError(errno.EEXIST, "it is there and is no file", str(path))
     partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    synced(partial)
-    os.replace(partial, path)
+    try:
+        partial.write_text(text, encoding="utf-8")
+        synced(partial)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def synced(path: Path) -> None:

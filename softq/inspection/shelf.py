@@ -29,8 +29,11 @@ def put(directory: Path, table: str, part: int, columns: Mapping[str, Any], *, c
     file = place(directory, table, part)
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_name(f".{file.name}.partial")
-    pq.write_table(pa.table(arrays, schema=of), partial, compression="zstd")
-    os.replace(partial, file)
+    try:
+        pq.write_table(pa.table(arrays, schema=of), partial, compression="zstd")
+        os.replace(partial, file)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def place(directory: Path, table: str, part: int) -> Path:
