@@ -56,7 +56,15 @@ def shelf(directory: Path, rewards: list[list[float]], content: str = "same", re
     margin = [sum(w) - sum(low) for w, low in zip(rewards[::2], rewards[1::2], strict=True)]
     empty = dict.fromkeys(schema("pairs", True).names, [None] * len(margin))
     put(directory, "pairs", 0, empty | {"record": list(range(len(margin))), "margin": margin}, compared=True)
-    facts = {"finished": True, "kind": "pairs", "reference": reference, "parts": 1, "unit": "nats", "content": content}
+    facts = {
+        "format": "softq scores 1",
+        "finished": True,
+        "kind": "pairs",
+        "reference": reference,
+        "parts": 1,
+        "unit": "nats",
+        "content": content,
+    }
     write_json(directory / FACTS, facts)
     return Shelf(directory)
 

@@ -94,7 +94,15 @@ def by_hand(directory: Path, reward: list[float], kl: list[float], beta: float |
     blank = {"text": "", "ended": True}
     columns = {name: [blank.get(name, 0)] * len(reward) for name in FRESH}
     put(directory, "fresh", 0, {**columns, "reward": reward, "kl_from_ref": kl}, compared=True)
-    facts = {"finished": True, "kind": "rows", "parts": 1, "beta": beta, "unit": "reward", "reference": "r"}
+    facts = {
+        "format": "softq scores 1",
+        "finished": True,
+        "kind": "rows",
+        "parts": 1,
+        "beta": beta,
+        "unit": "reward",
+        "reference": "r",
+    }
     write_json(directory / FACTS, {**facts, "fresh": len(reward)})
     return Shelf(directory)
 

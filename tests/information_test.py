@@ -88,7 +88,10 @@ def shelf(directory: Path, record: list[int], ended: list[bool], logp: list[floa
     """Rows on disk; what information does not read is empty."""
     empty = dict.fromkeys(schema("rows", True).names, [None] * len(record))
     put(directory, "rows", 0, empty | {"record": record, "ended": ended, "logp": logp, "ref_logp": ref}, compared=True)
-    write_json(directory / FACTS, {"finished": True, "kind": "rows", "reference": "r", "parts": 1, "unit": "nats"})
+    write_json(
+        directory / FACTS,
+        {"format": "softq scores 1", "finished": True, "kind": "rows", "reference": "r", "parts": 1, "unit": "nats"},
+    )
     return Shelf(directory)
 
 

@@ -214,3 +214,24 @@ def test_a_pipe_or_a_device_is_not_replaced(shelf: Path, tmp_path: Path, capsys:
     code, _, told = called(["inspect", str(shelf), "--output", str(tmp_path / "pipe")], capsys)
     assert (code, (tmp_path / "pipe").is_fifo()) == (2, True)
     assert "no file; give a file" in told
+
+
+@pytest.mark.parametrize("name", ["score.json", "pairs/00000.parquet", "tokens/00000.parquet"])
+def test_damaged_scores_are_bad_data_in_one_line(name: str, shelf: Path, capsys: pytest.CaptureFixture) -> None:
+    text = (shelf / name).read_bytes()
+    for damage in (b"", b"[]", text[: len(text) // 2], b"\xff" * 99):
+        (shelf / name).write_bytes(damage)
+        code, said, told = called(["inspect", str(shelf)], capsys)
+        assert (code, said, told.count("\n")) == (3, "", 1), told
+        assert f"{shelf / name} is" in told
+    assert not (shelf / "report.html").exists()
+
+
+def test_a_part_that_was_removed_is_scored_again(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(trained, copy, ignore=shutil.ignore_patterns("inspect"))
+    code, said, _ = called(["inspect", str(copy), "--json"], capsys)
+    (copy / "inspect" / "tokens" / "00000.parquet").unlink()
+    again = called(["inspect", str(copy), "--json"], capsys)
+    assert (code, again[:2]) == (0, (0, said))
+    assert "6 of 6 records scored" in again[2]

@@ -131,7 +131,14 @@ def shelf(directory: Path, *pairs: tuple[list[tuple[str, float]], list[tuple[str
         for name, table in (("tokens", tokens), ("pairs", named)):
             empty = dict.fromkeys(schema(name, True).names, [None] * table.num_rows)
             put(directory, name, n, empty | {c: table[c].to_pylist() for c in table.column_names}, compared=True)
-    facts = {"finished": True, "kind": "pairs", "reference": "r", "parts": len(pairs), "unit": "reward"}
+    facts = {
+        "format": "softq scores 1",
+        "finished": True,
+        "kind": "pairs",
+        "reference": "r",
+        "parts": len(pairs),
+        "unit": "reward",
+    }
     write_json(directory / FACTS, facts)
     return Shelf(directory)
 
@@ -162,7 +169,10 @@ def test_a_margin_that_the_end_tokens_make_is_told(tmp_path: Path) -> None:
 
 
 def test_without_a_reference_there_is_nothing(tmp_path: Path) -> None:
-    write_json(tmp_path / FACTS, {"finished": True, "kind": "pairs", "reference": None, "parts": 0, "unit": "nats"})
+    write_json(
+        tmp_path / FACTS,
+        {"format": "softq scores 1", "finished": True, "kind": "pairs", "reference": None, "parts": 0, "unit": "nats"},
+    )
     assert figures(Shelf(tmp_path)) == []
     assert findings(Shelf(tmp_path)) == []
     assert COMPLETION["reward"].compared

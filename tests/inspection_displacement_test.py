@@ -44,7 +44,15 @@ def shelved(
     blank = dict.fromkeys(("where", "source", "prompt"), [""] * len(record))
     put(directory, "pairs", 0, pairs | blank | {"record": record}, compared=compared)
     put(directory, "tokens", 0, token_table(scored, tokens, WORDS, beta), compared=compared)
-    facts = {"finished": True, "kind": "pairs", "parts": 1, "beta": beta, "unit": "reward", "method": method}
+    facts = {
+        "format": "softq scores 1",
+        "finished": True,
+        "kind": "pairs",
+        "parts": 1,
+        "beta": beta,
+        "unit": "reward",
+        "method": method,
+    }
     (directory / "score.json").write_text(json.dumps({**facts, "reference": "ref" if compared else None}))
     return Shelf(directory)
 

@@ -58,7 +58,14 @@ def shelf(directory: Path, pairs: list[tuple[list[int], list[float]]], many: int
             ]
     names = schema("tokens", True).names
     put(directory, "tokens", 0, {name: [row.get(name) for row in rows] for name in names}, compared=True)
-    facts = {"finished": True, "kind": "pairs", "reference": "r", "parts": 1, "unit": "nats"}
+    facts = {
+        "format": "softq scores 1",
+        "finished": True,
+        "kind": "pairs",
+        "reference": "r",
+        "parts": 1,
+        "unit": "nats",
+    }
     write_json(directory / FACTS, facts)
     return Shelf(directory)
 

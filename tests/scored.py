@@ -25,6 +25,7 @@ def scored(
         _put(directory, "pairs", part, [_pair(n, *pairs[n]) for n in numbers], compared)
     ledger = Ledger(rows=len(pairs), used=len(pairs)).as_dict()
     said = {
+        "format": "softq scores 1",
         "kind": "pairs",
         "parts": parts,
         "records": len(pairs),

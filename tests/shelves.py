@@ -30,7 +30,14 @@ def shelf_of(directory: Path, pairs: list[Shelved], *, compared: bool = True, be
         for t, logp in enumerate(pair[k])
     ]
     put(directory, "tokens", 0, _filled("tokens", tokens), compared=compared)
-    facts = {"finished": True, "kind": "pairs", "parts": 1, "beta": beta, "unit": "nats" if beta is None else "reward"}
+    facts = {
+        "format": "softq scores 1",
+        "finished": True,
+        "kind": "pairs",
+        "parts": 1,
+        "beta": beta,
+        "unit": "nats" if beta is None else "reward",
+    }
     (directory / "score.json").write_text(json.dumps({**facts, "reference": "ref" if compared else None}))
     return Shelf(directory)
 

@@ -101,7 +101,15 @@ def shelf(directory: Path, kind: str, ended: list[bool]) -> Shelf:
         table = {"record": [0, 0, 1, 1], "ended": ended}
     rows = len(table["record"])
     put(directory, kind, 0, dict.fromkeys(schema(kind, True).names, [None] * rows) | table, compared=True)
-    facts = {"finished": True, "kind": kind, "reference": "r", "parts": 1, "unit": "reward", "beta": 0.5}
+    facts = {
+        "format": "softq scores 1",
+        "finished": True,
+        "kind": kind,
+        "reference": "r",
+        "parts": 1,
+        "unit": "reward",
+        "beta": 0.5,
+    }
     write_json(directory / FACTS, facts)
     return Shelf(directory)
 
@@ -130,5 +138,8 @@ def test_completions_that_were_cut_are_told(tmp_path: Path) -> None:
 
 
 def test_without_a_reference_there_is_nothing(tmp_path: Path) -> None:
-    write_json(tmp_path / FACTS, {"finished": True, "kind": "pairs", "reference": None, "parts": 0, "unit": "nats"})
+    write_json(
+        tmp_path / FACTS,
+        {"format": "softq scores 1", "finished": True, "kind": "pairs", "reference": None, "parts": 0, "unit": "nats"},
+    )
     assert figures(Shelf(tmp_path)) == findings(Shelf(tmp_path)) == []

@@ -3,11 +3,9 @@
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
-import pyarrow.parquet as pq
-
 from softq.data.ledger import Ledger, place
 from softq.inspection.figures import Finding
-from softq.inspection.shelf import Shelf
+from softq.inspection.shelf import Shelf, taken
 
 MANY = 0.01  # of the rows: where more have a fault, there is something to be done
 
@@ -70,6 +68,6 @@ def _first(ledger: Ledger, name: str, count: int) -> str:
 
 def _records(shelf: Shelf, rows: Sequence[str]) -> list[int]:
     """The records of some rows by name, as ledger.parquet has them."""
-    table = pq.read_table(shelf.directory / "ledger.parquet", columns=["file", "row", "record"])
+    table = taken(shelf.directory / "ledger.parquet", ["file", "row", "record"])
     number = {(file, row): record for file, row, record in zip(*table.to_pydict().values(), strict=True)}
     return [number[place(row)] for row in rows]

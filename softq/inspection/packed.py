@@ -12,10 +12,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from softq.inspection.columns import SIDES
-from softq.inspection.shelf import Shelf, place
+from softq.inspection.shelf import Shelf, place, taken
 
 BLOCK = 16
 UNIT = 10_000
@@ -106,7 +105,7 @@ class _Part:
     """One part: a column a name, in integers."""
 
     def __init__(self, shelf: Shelf, number: int, strings: Strings) -> None:
-        of = pq.read_table(place(shelf.directory, "tokens", number))
+        of = taken(place(shelf.directory, "tokens", number))
         here = {name: of[name].combine_chunks() for name in of.column_names}
         self.key = here["record"].to_numpy() * 2**15 + here["completion"].to_numpy()
         self.columns: Mapping[str, np.ndarray] = {

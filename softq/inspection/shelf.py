@@ -9,17 +9,23 @@ DIRECTORY/ledger.parquet          a row a row of the data: used, or dropped for 
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from softq.data.rows import DataError
 from softq.inspection.columns import SIDES, schema
 from softq.inspection.pair import ScoredPair
 
 FACTS = "score.json"
+FORMAT = "softq scores 1"
+
+
+Key = Sequence[tuple[str, str, int]] | None
+"""What rows to take, as pyarrow has it: (column, "=", number) of each."""
 
 
 def put(directory: Path, table: str, part: int, columns: Mapping[str, Any], *, compared: bool) -> None:
@@ -41,8 +47,20 @@ def place(directory: Path, table: str, part: int) -> Path:
     return directory / table / f"{part:05d}.parquet"
 
 
+def taken(file: Path, columns: list[str] | None = None, key: Key = None) -> pa.Table:
+    """What is in a file of a table: some columns, and the rows of a key. DataError where it is gone or damaged."""
+    try:
+        with file.open("rb") as opened:
+            return pq.read_table(opened, columns=columns, filters=key)
+    except FileNotFoundError as error:
+        raise DataError(f"{file} is gone: run what wrote it again, which scores only what is missing") from error
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{file} is damaged: remove it and run what wrote it again, which scores only what is missing") from error
+
+
 class Shelf:
-    """A scored data set, opened: `facts`, and its tables. ValueError where there is none, or it is not finished."""
+    """A scored data set, opened: `facts`, and its tables. ValueError where there is none, or it is not finished; DataError where
+    a file of it is damaged or gone."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -67,7 +85,7 @@ class Shelf:
     def parts(self, name: str, columns: list[str] | None = None) -> Iterator[pa.Table]:
         """A table part by part; parts of two tables hold the same records."""
         for part in range(self.facts["parts"]):
-            yield pq.read_table(place(self.directory, name, part), columns=columns)
+            yield taken(place(self.directory, name, part), columns)
 
     def pair(self, record: int, completion: int = 0) -> ScoredPair:
         """A record of pairs, or one completion of one of rows, with its tokens: what a notebook shows. ValueError where it is not
@@ -75,9 +93,9 @@ class Shelf:
         pairs = self.kind == "pairs"
         key = [("record", "=", record), *([] if pairs else [("completion", "=", completion)])]
         for part in range(self.facts["parts"]):
-            rows = pq.read_table(place(self.directory, self.kind, part), filters=key).to_pylist()
+            rows = taken(place(self.directory, self.kind, part), key=key).to_pylist()
             if rows:
-                tokens = pq.read_table(place(self.directory, "tokens", part), filters=key).to_pylist()
+                tokens = taken(place(self.directory, "tokens", part), key=key).to_pylist()
                 named = dict(enumerate(SIDES)) if pairs else {completion: "completion"}
                 sides = {name: [t for t in tokens if t["completion"] == k] for k, name in named.items()}
                 return ScoredPair(rows[0], sides, self.facts["unit"])
@@ -88,8 +106,20 @@ class Shelf:
 
 
 def facts(directory: Path) -> Mapping[str, Any]:
-    """What `score.json` says. ValueError where there is none."""
+    """What `score.json` says. ValueError where there is none, DataError where it is damaged or of something else."""
+    if not (directory / FACTS).is_file():
+        raise ValueError(f"{directory} holds no {FACTS}: give the output of softq score")
+    said = said_of(directory)
+    if said is None or said["format"] != FORMAT:
+        raise DataError(f"{directory / FACTS} is not {FORMAT!r}, or damaged: score again, into another directory")
+    return said
+
+
+def said_of(there: Path) -> Mapping[str, Any] | None:
+    """What the score.json of a directory says, if softq score wrote it."""
     try:
-        return json.loads((directory / FACTS).read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ValueError(f"{directory} holds no {FACTS}: give the output of softq score") from error
+        found = json.loads((there / FACTS).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    ours = isinstance(found, Mapping) and str(found.get("format", "")).startswith("softq scores ")
+    return found if ours and isinstance(found.get("parts"), int) else None

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from softq.data.read import Dataset
-from softq.inspection.shelf import FACTS, Shelf, facts
+from softq.inspection.shelf import FACTS, Shelf, facts, place
 from softq.lm.load import DTYPES, Loaded, load, reweigh
 from softq.lm.tokenizer import load_tokenizer
 from softq.reading.choice import Choice, choice
@@ -147,7 +147,9 @@ def _made(output: Path, run: Run) -> bool:
     file = output / FACTS
     if not file.is_file() or file.stat().st_mtime < (run.directory / MANIFEST).stat().st_mtime:
         return False
-    return bool(facts(output)["finished"])
+    said = facts(output)
+    tables = ("pairs" if said["kind"] == "pairs" else "rows", "tokens")
+    return said["finished"] and all(place(output, name, n).exists() for name in tables for n in range(said["parts"]))
 
 
 def _steps(run: Run) -> list[int]:

@@ -1,6 +1,5 @@
 """The directory that scores go to: what may be there before, and what may not."""
 
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,12 +7,11 @@ from typing import Any
 
 from softq.data.store import write_json
 from softq.inspection.columns import TABLES
-from softq.inspection.shelf import FACTS, place
+from softq.inspection.shelf import FACTS, place, said_of
 from softq.reading.cross_fit import removed
 from softq.training import ranks
 from softq.training.events import OutputError
 
-FORMAT = "softq scores 1"
 UNTOLD: Mapping[str, str] = dict.fromkeys(("content", "ledger"), "data set of the same name")
 """Facts that are too long for a message, and what it says in their place."""
 
@@ -36,16 +34,6 @@ def check_open(there: Path) -> None:
         raise OutputError(f"--output {there} can not be made: {home} is a file; give another")
     if not os.access(home, os.W_OK | os.X_OK):
         raise OutputError(f"--output {there} can not be written: {home} is closed to you; give another")
-
-
-def said_of(there: Path) -> Mapping[str, Any] | None:
-    """What the score.json of a directory says, if softq score wrote it."""
-    try:
-        found = json.loads((there / FACTS).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    ours = isinstance(found, Mapping) and str(found.get("format", "")).startswith("softq scores ")
-    return found if ours and isinstance(found.get("parts"), int) else None
 
 
 def keep_or_remove(there: Path, said: Mapping[str, Any], *, overwrite: bool) -> None:

@@ -12,7 +12,7 @@ from softq.data.read import Dataset, cache_directory, read
 from softq.data.rows import DataError
 from softq.data.store import write_json
 from softq.inspection.columns import TOP
-from softq.inspection.shelf import FACTS, facts
+from softq.inspection.shelf import FACTS, FORMAT, facts
 from softq.lm.load import Loaded, load
 from softq.lm.reference import fingerprint
 from softq.lm.tokenizer import load_tokenizer
@@ -20,7 +20,7 @@ from softq.reading.choice import Choice, choice, same_words
 from softq.reading.cross_fit import CrossFit, Fold, check_data, check_same, cross_fit, crossed, described
 from softq.reading.fresh import fresh_parts
 from softq.reading.ledger import write_ledger
-from softq.reading.outputs import FORMAT, check_open, claim, keep_or_remove
+from softq.reading.outputs import check_open, claim, keep_or_remove
 from softq.reading.score import PART, Scoring, missing, scored_parts
 from softq.training import ranks
 from softq.training.events import Note, RunError

@@ -55,8 +55,10 @@ class Scoring(NamedTuple):
 
 
 def missing(of: Scoring) -> list[int]:
-    """The parts that are not written yet."""
-    return [n for n in range(of.parts) if not place(of.directory, of.kind, n).exists()]
+    """The parts that are not written yet, or of which a table was removed."""
+    return [
+        n for n in range(of.parts) if not all(place(of.directory, name, n).exists() for name in (of.kind, "tokens"))
+    ]
 
 
 def scored_parts(of: Scoring, parts: Sequence[int]) -> Iterator[int]:
