@@ -228,7 +228,7 @@ def test_what_does_not_fit_is_said_in_one_line(model_directory: Path, tmp_path: 
     with pytest.raises(ValueError, match="is an adapter itself; merge that one first"):
         merge(str(adapter))
     changed(adapter, base_model_name_or_path=None)
-    with pytest.raises(ValueError, match="names no base_model_name_or_path"):
+    with pytest.raises(ValueError, match="write there which model the adapter changes"):
         merge(str(adapter))
     changed(adapter, base_model_name_or_path=str(model_directory), r=3)
     with pytest.raises(ValueError, match=r"does not fit its base .*size mismatch"):

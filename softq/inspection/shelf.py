@@ -55,7 +55,9 @@ def taken(file: Path, columns: list[str] | None = None, key: Key = None) -> pa.T
     except FileNotFoundError as error:
         raise DataError(f"{file} is gone: run what wrote it again, which scores only what is missing") from error
     except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{file} is damaged: remove it and run what wrote it again, which scores only what is missing") from error
+        raise DataError(
+            f"{file} is damaged: remove it and run what wrote it again, which scores only what is missing"
+        ) from error
 
 
 class Shelf:

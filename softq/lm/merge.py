@@ -79,19 +79,18 @@ def _base(adapter: str) -> str:
         raise ValueError(
             f"{adapter}: {kind}; give an adapter's directory (hf download NAME --local-dir DIR fetches one)"
         )
-    if not (directory / "adapter_config.json").is_file():
+    name = adapted(adapter)
+    if name is None:
         what = "a whole model, with nothing to merge" if (directory / "config.json").is_file() else "no adapter"
         raise ValueError(f"{adapter} is {what}: it has no adapter_config.json")
     try:
-        name, kind = adapted(adapter), PeftConfig.from_pretrained(adapter)
+        kind = PeftConfig.from_pretrained(adapter)
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{adapter}: its adapter_config.json can not be read ({_line(error)})") from error
     if kind.is_prompt_learning:
         raise ValueError(f"{adapter} is an adapter of type {kind.peft_type}, which adds tokens: it can not be merged")
     if not (directory / WEIGHTS).is_file():
         raise ValueError(f"{adapter} has no {WEIGHTS}; other formats can run code when they are read, and are not")
-    if not name:
-        raise ValueError(f"{adapter}: its adapter_config.json names no base_model_name_or_path; write it there")
     return name
 
 

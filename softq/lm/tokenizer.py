@@ -52,7 +52,9 @@ def adapted(name: str) -> str | None:
     try:
         base = json.loads(config.read_text(encoding="utf-8"))["base_model_name_or_path"]
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{config} names no base_model_name_or_path: it is not an adapter's of peft") from error
+        raise ValueError(
+            f"{config} can not be read as an adapter's of peft: it names no base_model_name_or_path"
+        ) from error
     if not isinstance(base, str) or not base:
         raise ValueError(f"{config} has base_model_name_or_path {base!r}; write there which model the adapter changes")
     return base
