@@ -44,6 +44,11 @@ def test_a_step_is_no_line_and_completions_do_not_run_together() -> None:
     assert segments(of(["<end>"], ["", "。", "x", "<end>"]), "sentence").text == ["<end>", "。", "x<end>"]
 
 
+@pytest.mark.parametrize("by", ["sentence", "line", "step"])
+def test_white_space_before_a_completion_is_no_segment(by: str) -> None:
+    assert segments(of(["\n", "\n", "1", ".", "\n", "\n", "2", "<end>"]), by).text == ["\n\n1.\n\n", "2<end>"]
+
+
 def test_a_cut_that_is_none_is_told() -> None:
     with pytest.raises(ValueError, match="by='word' is no way to cut a completion: give one of sentence, line, step"):
         segments(of(["a"]), "word")

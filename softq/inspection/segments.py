@@ -57,7 +57,8 @@ def segments(of: Actions, by: str) -> Segments:
 def numbers(text: list[str], end: np.ndarray, cut: re.Pattern[str]) -> np.ndarray:
     """[T] which segment each token of one completion is in, from 0, without gaps."""
     said = "".join(piece for piece, ends in zip(text, end, strict=True) if not ends)
-    starts = [0, *(match.end() for match in cut.finditer(said) if match.end() < len(said))]
+    blank = len(said) - len(said.lstrip())  # what stands before any text is no segment
+    starts = [0, *(match.end() for match in cut.finditer(said) if blank <= match.start() and match.end() < len(said))]
     offset = np.cumsum([0, *map(len, text[:-1])])
     lead = [len(piece) - len(piece.lstrip()) if piece.strip() else 0 for piece in text]
     # White space alone goes with what it follows.
