@@ -110,10 +110,10 @@ class _Part:
         self.key = here["record"].to_numpy() * 2**15 + here["completion"].to_numpy()
         self.columns: Mapping[str, np.ndarray] = {
             "text": strings.numbers(here["text"]),
-            **{name: whole(here[name].to_numpy()) for name in REAL if name in here},
+            **{name: whole(_floats(here[name])) for name in REAL if name in here},
             "rank": here["rank"].to_numpy(),
             "top": _wide(strings.numbers(here["top_text"].flatten()), len(of)),
-            **{name: _wide(whole(here[name].flatten().to_numpy()), len(of)) for name in LISTS if name in here},
+            **{name: _wide(whole(_floats(here[name].flatten())), len(of)) for name in LISTS if name in here},
         }
 
     def side(self, record: int, completion: int) -> Packed:
@@ -132,6 +132,11 @@ def whole(values: np.ndarray) -> np.ndarray:
     found = found.astype(object)
     found[~finite] = None
     return found
+
+
+def _floats(column: pa.Array) -> np.ndarray:
+    """Of null, nan."""
+    return column.to_numpy(zero_copy_only=False)
 
 
 def _wide(values: np.ndarray, rows: int) -> np.ndarray:

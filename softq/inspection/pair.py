@@ -5,6 +5,7 @@ The HTML stands by itself: its styles are inline, it has no script, and what the
 
 from collections.abc import Mapping, Sequence
 from html import escape
+from math import isfinite
 from typing import Any, NamedTuple
 
 from softq.inspection.colour import ink, shade
@@ -26,7 +27,7 @@ class ScoredPair(NamedTuple):
         """For notebooks: a token's colour is its reward, or its log π where there is no reference."""
         by = "reward" if any("reward" in token for side in self.sides.values() for token in side) else "logp"
         unit = self.unit if by == "reward" else "nats"
-        values = [abs(token[by]) for side in self.sides.values() for token in side]
+        values = [abs(_known(token[by])) for side in self.sides.values() for token in side]
         scale = max(values, default=0.0) or 1.0
         cells = "".join(self._side(name, by, scale) for name in self.sides)
         legend = f"colour: {'β log π/π_ref' if by == 'reward' else 'log π'} of a token, red below 0, blue above, "
@@ -46,15 +47,20 @@ class ScoredPair(NamedTuple):
 
     def _side(self, name: str, by: str, scale: float) -> str:
         tokens = self.sides[name]
-        total = f" · {by} {sum(token[by] for token in tokens):+.3g}" if tokens else ""
+        total = f" · {by} {sum(_known(token[by]) for token in tokens):+.3g}" if tokens else ""
         said = "".join(_token(token, by, scale) for token in tokens)
         head = f'<div style="{SOFT}">{escape(name)} · {len(tokens)} tokens{total}</div>'
         return f'<td style="{CELL}">{head}<div dir="auto">{said}</div></td>'
 
 
+def _known(value: float | None) -> float:
+    """0 of what is no finite number: such a token has no colour."""
+    return value if value is not None and isfinite(value) else 0.0
+
+
 def _token(token: Mapping[str, Any], by: str, scale: float) -> str:
     """A token on its colour; its numbers show where the pointer rests."""
-    colour = shade(token[by], scale)
+    colour = shade(_known(token[by]), scale)
     names = ("reward", "running", "logp", "ref_logp", "entropy", "kl")
     numbers = ", ".join(f"{name} {token[name]:.3g}" for name in names if token.get(name) is not None)
     text = "".join(SEEN.get(sign, sign) for sign in token["text"] or "")
