@@ -56,7 +56,9 @@ def test_what_was_drawn_is_estimated(rate: float, scale: float) -> None:
 
 def test_the_interval_is_the_whole_profile_s() -> None:
     rng = np.random.default_rng(3)
-    margin = 1.05 * rng.normal(size=300)  # few and small: a larger share of flips with surer margins says almost the same
+    margin = 1.05 * rng.normal(
+        size=300
+    )  # few and small: a larger share of flips with surer margins says almost the same
     margin *= np.where(rng.random(300) < 1 / (1 + np.exp(-margin / 0.7)), 1, -1)
     margin *= np.where(rng.random(300) < 0.1, -1, 1)
     rates = np.linspace(0, noise.MOST, 200)

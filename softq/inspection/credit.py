@@ -145,7 +145,8 @@ class Spent(NamedTuple):
 
 
 def spent(shelf: Shelf) -> Spent:
-    """Read a scored data set part by part. It must have a reference; ValueError where it holds no token."""
+    """Read a scored data set part by part; records with a reward that is not finite are left out. It must have a reference;
+    ValueError where it holds no token."""
     found = []
     for tokens, table in zip(shelf.parts("tokens", COLUMNS), shelf.parts(shelf.kind), strict=True):
         if tokens.num_rows:
@@ -156,7 +157,9 @@ def spent(shelf: Shelf) -> Spent:
     numbers = {
         name: np.concatenate([getattr(each, name) for each in found]) for name in Spent._fields if name != "parts"
     }
-    return Spent(parts=np.concatenate(parts) if parts else None, **numbers)
+    known = np.isfinite(numbers["size"].sum(1))
+    numbers = {name: values[known] for name, values in numbers.items()}
+    return Spent(parts=np.concatenate(parts)[known] if parts else None, **numbers)
 
 
 def _spent(of: Actions, pairs: bool) -> Spent:
@@ -222,7 +225,7 @@ def _by_kind(of: Spent, unit: str) -> list[Figure]:
 def findings(shelf: Shelf) -> list[Finding]:
     """A warning where the end tokens have more than half of the mean margin: a preference for when to stop, not what to say."""
     of = spent(shelf) if shelf.compared and shelf.kind == "pairs" else None
-    if of is None or of.parts is None:
+    if of is None or of.parts is None or not len(of.record):
         return []
     end, margin = of.parts[:, list(PARTS).index("end")], of.parts.sum(1)
     if not end.mean() > HALF * margin.mean() > 0:

@@ -157,7 +157,8 @@ def trend(scored: Iterable[tuple[int, Shelf, Sequence[int] | None]]) -> list[Cur
 
 
 def means(shelf: Shelf, records: Sequence[int] | None = None) -> dict[str, float]:
-    """Means over records: "reward/chosen", "moved/chosen" (nats), "margin", "right" (ties half), …; of rows without the side."""
+    """Means over records, of what is finite: "reward/chosen", "moved/chosen" (nats), "margin", "right" (ties half), …; of rows
+    without the side."""
     table = shelf.table(shelf.kind)
     if records is not None:
         table = table.filter(pa.array(np.isin(table["record"].to_numpy(), np.asarray(records))))
@@ -167,11 +168,12 @@ def means(shelf: Shelf, records: Sequence[int] | None = None) -> dict[str, float
         of = {name: column.get(before + name) for name in ("logp", "ref_logp", "reward", "kl")}
         values = {name: of[name] for name in ("logp", "reward", "kl")}
         if of["logp"] is not None and of["ref_logp"] is not None:
-            values["moved"] = of["logp"] - of["ref_logp"]
-        found |= {
-            name + side: float(value.mean()) for name, value in values.items() if value is not None and len(value)
-        }
-    if "margin" in column and len(column["margin"]):
-        margin = column["margin"]
+            with np.errstate(invalid="ignore"):
+                values["moved"] = of["logp"] - of["ref_logp"]
+        finite = {name: value[np.isfinite(value)] for name, value in values.items() if value is not None}
+        found |= {name + side: float(value.mean()) for name, value in finite.items() if len(value)}
+    margin = column.get("margin", np.zeros(0))
+    margin = margin[np.isfinite(margin)]
+    if len(margin):
         found |= {"margin": float(margin.mean()), "right": float((np.sign(margin) + 1).mean() / 2)}
     return found

@@ -124,12 +124,14 @@ def numbers(shelf: Shelf) -> dict[str, np.ndarray | None]:
     for side, before in zip(SIDES, [f"{side}_" for side in SIDES] if shelf.kind == "pairs" else [""], strict=False):
         logp, ref, tokens = (of.get(before + name) for name in ("logp", "ref_logp", "tokens"))
         found |= {f"{side}_tokens": tokens, f"{side}_reward": of.get(before + "reward")}
-        found[f"{side}_moved"] = None if ref is None or logp is None else logp - ref
+        with np.errstate(invalid="ignore"):
+            found[f"{side}_moved"] = None if ref is None or logp is None else logp - ref
         found[f"{side}_surprise"] = None if logp is None or tokens is None else -logp / np.maximum(tokens, 1)
     for name in ("margin", "shared", "ches", "ln_ches", "score"):
         found[name] = _there(of.get(name))
     if shelf.kind == "pairs" and not shelf.compared:
-        found["preference"] = found["rejected_surprise"] - found["chosen_surprise"]  # pyright: ignore[reportOptionalOperand]
+        with np.errstate(invalid="ignore"):
+            found["preference"] = found["rejected_surprise"] - found["chosen_surprise"]  # pyright: ignore[reportOptionalOperand]
     found["noise"] = _noise(shelf, of["record"])
     return found
 

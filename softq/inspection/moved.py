@@ -51,7 +51,8 @@ class Moved(NamedTuple):
     @property
     def change(self) -> np.ndarray:
         """L: [P, 2] nats."""
-        return self.logp - self.ref_logp
+        with np.errstate(invalid="ignore"):
+            return self.logp - self.ref_logp
 
     @property
     def own(self) -> np.ndarray:
@@ -95,7 +96,8 @@ def _along(tokens: pa.Table, record: np.ndarray, shared: np.ndarray, length: np.
     of = {name: tokens[name].to_numpy() for name in COLUMNS}
     pair = np.searchsorted(record, of["record"])
     row = 2 * pair + of["completion"]
-    change = of["logp"].astype(np.float64) - of["ref_logp"]
+    with np.errstate(invalid="ignore"):
+        change = of["logp"].astype(np.float64) - of["ref_logp"]
     parting = ~of["shared"] & (of["position"] == shared[pair])
     region = np.select([of["shared"], parting], [0, 1], 2)
     decile = of["position"].astype(np.int64) * DECILES // np.maximum(length.ravel()[row], 1)

@@ -42,13 +42,16 @@ class Ranked(NamedTuple):
 
 
 def ranked(shelf: Shelf) -> Ranked:
-    """The columns of the pairs."""
+    """The columns of the pairs whose log-probs are finite."""
     names = ["logp", "tokens", *(["ref_logp"] if shelf.compared else [])]
     table = shelf.table("pairs", ["record", *(f"{side}_{name}" for side in SIDES for name in names)])
     column = {name: table[name].to_numpy() for name in table.column_names}
-    difficulty = column["rejected_ref_logp"] - column["chosen_ref_logp"] if shelf.compared else None
+    with np.errstate(invalid="ignore"):
+        difficulty = column["rejected_ref_logp"] - column["chosen_ref_logp"] if shelf.compared else None
     chosen, rejected, n, m = (column[f"{side}_{name}"] for name in ("logp", "tokens") for side in SIDES)
-    return Ranked(column["record"], chosen, rejected, n, m, difficulty)
+    of = Ranked(column["record"], chosen, rejected, n, m, difficulty)
+    known = np.all([np.isfinite(values) for values in of if values is not None], 0)
+    return Ranked(*(None if values is None else values[known] for values in of))  # pyright: ignore[reportArgumentType]
 
 
 def idealised(difficulty: np.ndarray, beta: float, alpha: float = ALPHA) -> np.ndarray:

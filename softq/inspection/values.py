@@ -74,8 +74,10 @@ def prefixes(reward: np.ndarray, row: np.ndarray, ended: np.ndarray) -> Values:
 
 
 def lost(advantage: np.ndarray, taken: np.ndarray) -> np.ndarray:
-    """[N, K] A of the policy's likeliest tokens, [N] of the token taken -> [N] ≥ 0: how much more the best of all these has."""
-    return np.maximum(advantage.max(-1) - taken, 0.0)
+    """[N, K] A of the policy's likeliest tokens, [N] of the token taken -> [N] ≥ 0: how much more the best of all these has. An A
+    that is nan, of a token that neither would take, is none."""
+    with np.errstate(invalid="ignore"):
+        return np.maximum(np.fmax.reduce(advantage, -1) - taken, 0.0)
 
 
 def figures(shelf: Shelf) -> list[Figure]:
@@ -89,7 +91,9 @@ def figures(shelf: Shelf) -> list[Figure]:
     parts = [_seen(tokens, shelf.facts["beta"]) for tokens in shelf.parts("tokens", COLUMNS) if tokens.num_rows]
     record, completion, numbers = (np.concatenate(each) for each in zip(*parts, strict=True))
     for k, side in enumerate(SIDES if shelf.kind == "pairs" else ("all",)):
-        mine = completion == k if shelf.kind == "pairs" else np.ones(len(record), dtype=bool)
+        mine = np.isfinite(numbers).all(-1) & (completion == k if shelf.kind == "pairs" else True)
+        if not mine.any():
+            continue
         told = {
             "lost": (
                 unit,
@@ -123,7 +127,8 @@ def _seen(tokens: pa.Table, beta: float | None) -> tuple[np.ndarray, np.ndarray,
         tokens[name].combine_chunks().flatten().to_numpy(zero_copy_only=False).reshape(tokens.num_rows, -1)
         for name in ("top_logp", "top_ref_logp")
     )
-    advantage = (1.0 if beta is None else beta) * (logp.astype(np.float64) - ref_logp)
+    with np.errstate(invalid="ignore"):
+        advantage = (1.0 if beta is None else beta) * (logp.astype(np.float64) - ref_logp)
     each = np.stack([lost(advantage, column["reward"]), ref_logp.argmax(-1) == 0], -1)
     first = np.flatnonzero(
         (np.diff(column["record"], prepend=-1) != 0) | (np.diff(column["completion"], prepend=-1) != 0)

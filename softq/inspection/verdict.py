@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from softq.inspection.accuracy import WORST, half_ties
 from softq.inspection.columns import SIDES
 from softq.inspection.figures import Figure, Finding, as_json, bootstrapped
 from softq.inspection.shelf import Shelf
@@ -32,8 +33,8 @@ class Verdict(NamedTuple):
 
 
 def verdict(shelf: Shelf, findings: Sequence[Finding]) -> Verdict:
-    """The worst finding decides; of several as bad, the first is told."""
-    numbers = three(shelf)
+    """The worst finding decides; of several as bad, the first is told, before all of them that log-probs are not finite."""
+    numbers, findings = three(shelf), [*broken(shelf), *findings]
     worst = max(findings, key=lambda finding: LEVELS.index(finding.level), default=None)
     if worst is None or worst.level == "expected":
         if shelf.compared:
@@ -45,6 +46,19 @@ def verdict(shelf: Shelf, findings: Sequence[Finding]) -> Verdict:
     others = sum(finding.level == worst.level for finding in findings) - 1
     more = f" (and {others} more)" if others else ""
     return Verdict(worst.level, _sentence(worst.told + more), worst.act, numbers)
+
+
+def broken(shelf: Shelf) -> list[Finding]:
+    """A finding where a log-prob is not finite: no figure of it says anything."""
+    sides = [f"{side}_" for side in SIDES] if shelf.kind == "pairs" else [""]
+    names = [before + name for before in sides for name in ("logp", *(["ref_logp"] if shelf.compared else []))]
+    table = shelf.table(shelf.kind, ["record", *names])
+    lost = ~np.all([np.isfinite(table[name].to_numpy()) for name in names], 0)
+    if not lost.any():
+        return []
+    told = f"log-probs that are not finite, in {lost.sum()} of {len(lost)} {shelf.kind}: the figures leave them out"
+    act = "see whether the weights of policy and reference are finite; if they are, score in --dtype float32"
+    return [Finding("verdict/broken", "act", told, act, table["record"].to_numpy()[lost][:WORST].tolist())]
 
 
 def _sentence(text: str) -> str:
@@ -67,7 +81,9 @@ Columns = Mapping[tuple[str, str], np.ndarray]
 
 def _compared(of: Columns, pairs: bool) -> list[Figure]:
     side = SIDES[0] if pairs else ""
-    moved = of[side, "logp"] - of[side, "ref_logp"]
+    with np.errstate(invalid="ignore"):
+        moved = of[side, "logp"] - of[side, "ref_logp"]
+        margin = of["chosen", "reward"] - of["rejected", "reward"] if pairs else moved
     what = "chosen completion" if pairs else "completion"
     found = [
         _mean("moved", moved, "nats", f"what a {what} gained (below 0: lost) in log-probability against the reference"),
@@ -77,9 +93,8 @@ def _compared(of: Columns, pairs: bool) -> list[Figure]:
     ]
     if not pairs:
         return [_mean("reward", of[side, "reward"], "reward", "mean reward of a completion"), *found]
-    margin = of["chosen", "reward"] - of["rejected", "reward"]
     meaning = "pairs whose chosen completion has the higher reward; a tie is half right"
-    return [_mean("right", (np.sign(margin) + 1) / 2, "share", meaning), *found]
+    return [_mean("right", half_ties(np.where(np.isfinite(margin), margin, np.nan)), "share", meaning), *found]
 
 
 def _alone(of: Columns, pairs: bool) -> list[Figure]:
@@ -92,15 +107,20 @@ def _alone(of: Columns, pairs: bool) -> list[Figure]:
     if not pairs:
         return [_mean("tokens", tokens, "tokens", "length of a completion"), *found]
     mean = {s: of[s, "logp"] / of[s, "tokens"] for s in SIDES}
+    with np.errstate(invalid="ignore"):
+        margin = mean["chosen"] - mean["rejected"]
     meaning = "pairs whose chosen completion has the higher log π a token; a tie is half right"
-    return [_mean("right", (np.sign(mean["chosen"] - mean["rejected"]) + 1) / 2, "share", meaning), *found]
+    return [_mean("right", half_ties(np.where(np.isfinite(margin), margin, np.nan)), "share", meaning), *found]
 
 
 def _mean(name: str, values: np.ndarray, unit: str, meaning: str) -> Figure:
+    values = values[np.isfinite(values)]
     return _drawn(name, lambda rows: float(values[rows].mean()) if len(rows) else np.nan, len(values), unit, meaning)
 
 
 def _ratio(name: str, above: np.ndarray, below: np.ndarray, meaning: str) -> Figure:
+    there = np.isfinite(above)
+    above, below = above[there], below[there]
     return _drawn(name, lambda rows: float(above[rows].sum() / max(below[rows].sum(), 1)), len(above), "nats", meaning)
 
 
@@ -111,7 +131,7 @@ def _drawn(name: str, statistic: Callable[[np.ndarray], float], count: int, unit
 
 def _plainly(numbers: Sequence[Figure]) -> str:
     """The three numbers as a person says them."""
-    said = {figure.name.removeprefix("verdict/"): figure for figure in numbers}
+    said = {figure.name.removeprefix("verdict/"): figure for figure in numbers if np.isfinite(figure.value)}
     parts = []
     if "right" in said:
         who = "the reward" if "moved" in said else "the policy"
