@@ -113,3 +113,8 @@ def test_figures_are_of_whole_completions_prompt_by_prompt(tmp_path: Path) -> No
     )
     assert found["information/entropy"].value == pytest.approx((2 + math.log(2 / 3) - 0.5 + 1 + 2) / 2)
     assert found["information/log_w"].of == 2
+    ended, broken = [True] * 4, [-1.0, -2.0, math.nan, -1.0]
+    lost = shelf(tmp_path / "lost", [0] * 4, ended, broken, [-2.0, -2.0, -1.0, -math.inf])
+    assert [figure.value for figure in figures(lost)] == pytest.approx(
+        list(estimated(np.array([-1.0, -2]), np.array([-2.0, -2]), 2))
+    )

@@ -60,6 +60,8 @@ def figures(shelf: Shelf) -> list[Figure]:
         return []
     table = shelf.table("rows", COLUMNS)
     record, whole, logp, ref_logp = (table[name].to_numpy() for name in COLUMNS)
+    known = np.isfinite(logp) & np.isfinite(ref_logp)
+    record, whole, logp, ref_logp = (values[known] for values in (record, whole, logp, ref_logp))
     found = [
         estimated(logp[mine & whole], ref_logp[mine & whole], int(mine.sum()))
         for mine in (record == one for one in np.unique(record))
