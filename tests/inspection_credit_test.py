@@ -45,7 +45,12 @@ def tables(
             "reward": [reward for _, reward in [*chosen, *rejected]],
         }
     )
-    return tokens, pa.table({"record": [record], "chosen_ended": [False], "rejected_ended": [True]})
+    sums = {
+        f"{side}_{name}": [value]
+        for side, said in (("chosen", chosen), ("rejected", rejected))
+        for name, value in (("reward", sum(reward for _, reward in said)), ("tokens", len(said)))
+    }
+    return tokens, pa.table({"record": [record], "chosen_ended": [False], "rejected_ended": [True], **sums})
 
 
 def test_every_token_is_in_one_part() -> None:
@@ -155,6 +160,18 @@ def test_figures_of_two_parts(tmp_path: Path) -> None:
     assert found["credit/kind/punctuation/share"].value == pytest.approx(0.4 / sizes)
     assert sum(found[f"credit/kind/{name}/share"].value for name in KINDS if name != "space") == pytest.approx(1)
     assert all(figure.interval is not None and figure.meaning for figure in found.values())
+
+
+def test_what_unequal_lengths_make_of_a_margin(tmp_path: Path) -> None:
+    def part_of(name: str, chosen: list[float], rejected: list[float]) -> float:
+        said = ([("a", reward) for reward in each] for each in (chosen, rejected))
+        found = figures(shelf(tmp_path / name, (*said,)))
+        return next(figure.value for figure in found if figure.name == "credit/margin/length")
+
+    assert part_of("same", [1.0, 2.0, 3.0], [0.5, -4.0, 1.0]) == 0
+    assert part_of("every token alike", [0.5] * 4, [0.5]) == pytest.approx(2.0 - 0.5)  # all of it
+    assert part_of("shorter", [-0.5], [-0.5] * 4) == pytest.approx(-0.5 + 2.0)
+    assert part_of("both", [1.0, 0.0, 2.0], [-0.5, 0.0]) == pytest.approx((3 - 2) * (1 - 0.25) / 2)
 
 
 def test_a_margin_that_the_end_tokens_make_is_told(tmp_path: Path) -> None:

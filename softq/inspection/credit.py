@@ -197,7 +197,20 @@ def figures(shelf: Shelf) -> list[Figure]:
             values = of.parts[:, k]
             figure = _figure(f"margin/{name}", lambda rows, values=values: _mean(values[rows]), len(values), unit)
             found.append(figure._replace(meaning=f"mean part of the margin that is from {told}"))
+        found.append(_length(shelf, unit))
     return found + _by_kind(of, unit)
+
+
+def _length(shelf: Shelf, unit: str) -> Figure:
+    """What unequal lengths make of a margin: R_w - R_l = (n_w - n_l)(r_w + r_l)/2 + (r_w - r_l)(n_w + n_l)/2, where r = R/n is
+    the mean reward of a token. This is the first summand; the second is 0 where the tokens of both are worth the same."""
+    table = shelf.table("pairs", [f"{side}_{name}" for name in ("reward", "tokens") for side in SIDES])
+    columns = np.array([column.to_numpy().astype(np.float64) for column in table.columns])
+    w, low, n, m = columns[:, np.isfinite(columns).all(0)]
+    values = (n - m) * (w / n + low / m) / 2
+    figure = _figure("margin/length", lambda rows: _mean(values[rows]), len(values), unit)
+    told = "the margin cut in another way: mean of (n_w - n_l)(r_w + r_l)/2 for n tokens of mean reward r, from unequal lengths"
+    return figure._replace(meaning=told)
 
 
 def _by_kind(of: Spent, unit: str) -> list[Figure]:
