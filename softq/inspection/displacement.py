@@ -281,9 +281,15 @@ def _holds(method: str | None) -> bool:
 
 
 def _told(fall: Fall) -> str:
-    value, (low, high) = fall.chosen.value, fall.chosen.interval or (np.nan, np.nan)
-    told = f"log π of the chosen completions changed by {value:+.3g} nats ({low:+.3g} to {high:+.3g})"
-    return f"{told}, of the rejected ones by {fall.rejected.value:+.3g}"
+    low, high = fall.chosen.interval or (np.nan, np.nan)
+    chosen, rejected = _became(fall.chosen), _became(fall.rejected)
+    changed = f"Δ log π {fall.chosen.value:+.3g} nats ({low:+.3g} to {high:+.3g})"
+    told = f"the chosen completions became {chosen}, {changed}; the rejected ones"
+    return f"{told} {'too' if chosen == rejected else rejected}, {fall.rejected.value:+.3g}"
+
+
+def _became(figure: Figure) -> str:
+    return "likelier" if figure.value >= 0 else "less likely"
 
 
 def _harm(fall: Fall) -> str:
