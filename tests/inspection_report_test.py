@@ -132,7 +132,7 @@ def test_the_verdict_is_that_of_the_worst_finding(tmp_path: Path) -> None:
     )
     of = report(shelf, run)["verdict"]
     assert (of["level"], of["act"]) == ("act", "stop")
-    assert of["told"] == "It burns (and 1 more)."
+    assert of["told"] == "It burns (1 more below)."
 
 
 def test_what_is_wrong_with_the_data_names_records(tmp_path: Path) -> None:

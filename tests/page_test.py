@@ -79,9 +79,19 @@ def test_the_questions_come_in_order(page: str) -> None:
 
 
 def test_levels_are_words(page: str) -> None:
-    found = re.findall(r'class="finding (\w+)".*?<b>(\w+)</b>', page, re.DOTALL)
-    assert {level for level, _ in found} == {"expected", "watch", "act"}
-    assert all(level == word for level, word in found)
+    found = re.findall(r'class="finding (\w+)".*?<b>([\w ]+)</b>', page, re.DOTALL)
+    assert set(found) == {("expected", "as expected"), ("watch", "worth a look"), ("act", "needs action")}
+
+
+def test_a_section_is_headed_by_its_telling_figure() -> None:
+    report = made(0)
+    figure = {"name": "localisation/chance", "value": 0.07, "unit": "", "of": 9, "meaning": "a guess", "interval": None}
+    found = {**figure, "name": "localisation/reward/top1", "value": 0.5}
+    section = {"name": "localisation", "title": "Errors found", "told": "?", "figures": [figure, found], "findings": []}
+    text = html({**report, "sections": [section]})
+    assert re.search(r'class="headline"><span class="soft">errors found</span>0.500<', text)
+    text = html({**report, "sections": [{**section, "figures": [figure, {**found, "value": None}]}]})
+    assert re.search(r'class="headline"><span class="soft">chance</span>0.0700<', text)
 
 
 def test_findings_lead_to_the_rows_that_the_page_has() -> None:

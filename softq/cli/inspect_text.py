@@ -12,7 +12,7 @@ from rich.text import Text
 from softq.cli.printable import printable
 from softq.inspection.colour import ink, shade
 from softq.inspection.packed import BLOCK, UNIT, unpacked
-from softq.inspection.page import LEVELS
+from softq.inspection.page import LEVELS, SIGNS
 from softq.inspection.report import Report
 
 COLOURS = {"expected": "green", "watch": "yellow", "act": "red"}
@@ -20,6 +20,7 @@ WIDE = 100  # columns of text
 PAIRS = 3  # that are shown
 FIGURES = 12  # of a section
 PROMPT = 160  # characters of it
+TOKENS = 300  # of a completion
 ROWS = 5  # of the data that a finding names
 
 
@@ -67,7 +68,7 @@ def _section(of: Mapping[str, Any], where: Mapping[int, str]) -> Iterator[Text |
 
 
 def _finding(of: Mapping[str, Any], where: Mapping[int, str]) -> Padding:
-    text = Text(f"{of['level']}: ", COLOURS[of["level"]]).append(printable(of["told"]), "default")
+    text = Text(f"{SIGNS[of['level']]}: ", COLOURS[of["level"]]).append(printable(of["told"]), "default")
     if of["act"]:
         text.append(f"\n{printable(of['act'])}")
     named = [printable(where.get(record) or f"record {record}") for record in of["records"][:ROWS]]
@@ -81,7 +82,7 @@ def _table(figures: Sequence[Mapping[str, Any]]) -> Table:
     table = Table.grid(padding=(0, 2, 0, 0))
     table.add_column(justify="right", no_wrap=True)
     table.add_column(no_wrap=True)
-    table.add_column()
+    table.add_column(overflow="fold")
     for figure in figures:
         table.add_row(Text(value(figure), "bold"), Text(interval(figure), "dim"), Text(printable(figure["meaning"])))
     return table
@@ -95,7 +96,9 @@ def value(figure: Mapping[str, Any]) -> str:
 def interval(figure: Mapping[str, Any]) -> str:
     """Its interval, or nothing."""
     ends = figure["interval"]
-    return f"({' to '.join(_number(end, figure['unit']) for end in ends)})" if ends else ""
+    if not ends or None in ends:
+        return ""
+    return f"({' to '.join(_number(end, figure['unit']) for end in ends)})"
 
 
 def _number(number: float | None, of: str, *, unit: bool = False) -> str:
@@ -128,7 +131,8 @@ def _pairs(report: Report, coloured: bool) -> Iterator[Text]:
 
 def _legend(report: Report, strongest: float, coloured: bool) -> str:
     compared = report["facts"]["reference"] is not None
-    what = f"a token's {'reward' if compared else 'log π'} in {report['facts']['unit'] if compared else 'nats'}"
+    unit = f" in {report['facts']['unit']}" * (report["facts"]["unit"] != "reward")
+    what = f"a token's reward{unit}" if compared else "a token's log π in nats"
     if coloured:
         return f"colour: {what}, red below 0, blue above, full at {strongest:.3g}"
     return f"[number]: {what}, where it is at least half of the largest, {strongest:.3g}"
@@ -142,13 +146,14 @@ def colours(side: Mapping[str, Any]) -> Sequence[int | None]:
 def _tokens(side: Mapping[str, Any], strings: Sequence[str], strongest: float, coloured: bool) -> Text:
     """Tokens on their colours, or with their numbers."""
     text = Text()
-    for number, of in zip(side["text"], colours(side), strict=True):
+    for number, of in zip(side["text"][:TOKENS], colours(side)[:TOKENS], strict=True):
         said = printable(str(strings[number]).replace("\n", "⏎").replace("\t", "⇥"))
         colour = shade(of or 0, strongest)
         style = Style(color=ink(colour), bgcolor="#{:02x}{:02x}{:02x}".format(*colour)) if coloured else ""
         strong = not coloured and abs(of or 0) >= strongest / 2
         text.append(f"{said}[{(of or 0) / UNIT:+.2g}]" if strong else said, style)
-    return text
+    left = len(side["text"]) - TOKENS
+    return text.append(f" … and {left:,} tokens more", "dim") if left > 0 else text
 
 
 def _short(text: str) -> str:

@@ -22,8 +22,8 @@ PARTS: Mapping[str, str] = {
     "shared": "tokens with which both completions begin",
     "first": "the token where they part",
     "end": "the end token",
-    "top": f"of what is left, the {TOP} tokens of each completion with the largest |reward|",
-    "punctuation": "of what is left, punctuation and space",
+    "top": f"the {TOP} tokens of each completion that of the rest have the largest |reward|",
+    "punctuation": "punctuation and space among the rest",
     "rest": "all other tokens",
 }
 """The parts of a margin. A token is in the first that it fits."""

@@ -33,6 +33,23 @@ LEVELS: Mapping[str, str] = {
 }
 """A verdict's level in large words."""
 
+SIGNS: Mapping[str, str] = {"expected": "as expected", "watch": "worth a look", "act": "needs action"}
+"""A finding's level, in the same words."""
+
+HEADLINES: Mapping[str, str] = {
+    "accuracy/strict": "pairs right",
+    "displacement/chosen": "chosen",
+    "ranking/R": "chosen is likelier",
+    "calibration/error": "error",
+    "credit/concentration/top": "in five tokens",
+    "segments/sentence/largest": "in one sentence",
+    "localisation/reward/top1": "errors found",
+    "values/identified": "ended",
+    "noise/rate": "wrong",
+    "noise/reference_disagrees": "reference disagrees",
+}
+"""What a section's most telling figure is called beside its title; where it has none of these, the first is told by its name."""
+
 CHANGED = ("run", "displacement", "fresh")
 DATA = ("noise", "labels", "ledger")
 """Sections that answer "what changed" and "what is wrong with the data"; the others tell what was learned."""
@@ -48,6 +65,7 @@ def html(report: Mapping[str, Any]) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {"shown": shown, "number": count}
+    environment.globals["signs"] = SIGNS
     other = report.get("other")
     colours = {"low": LOW, "high": HIGH, "shades": SHADES}
     style = environment.get_template("page.css").render(colours)
@@ -185,8 +203,17 @@ def _sections(report: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
     for section in every:
         name = section["name"]
         place = "changed" if name in CHANGED else "data" if name in DATA else "learned"
-        found[place].append({**section, "groups": _groups(section, other.get(name))})
+        found[place].append({**section, "headline": _headline(section), "groups": _groups(section, other.get(name))})
     return found
+
+
+def _headline(section: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The figure that stands beside a section's title, and what it is called there."""
+    known = [figure for figure in section["figures"] if figure["value"] is not None]
+    figure = next((figure for figure in known if figure["name"] in HEADLINES), known[0] if known else None)
+    if figure is None:
+        return None
+    return {**figure, "called": HEADLINES.get(figure["name"], figure["name"].rsplit("/", 1)[-1].replace("_", " "))}
 
 
 def _groups(section: Mapping[str, Any], other: Mapping[str, Any] | None) -> list[dict[str, Any]]:

@@ -44,7 +44,7 @@ def verdict(shelf: Shelf, findings: Sequence[Finding]) -> Verdict:
             "watch", _sentence(told), "score again with --reference, the model that training began from", numbers
         )
     others = sum(finding.level == worst.level for finding in findings) - 1
-    more = f" (and {others} more)" if others else ""
+    more = f" ({others} more below)" if others else ""
     return Verdict(worst.level, _sentence(worst.told + more), worst.act, numbers)
 
 
@@ -142,5 +142,5 @@ def _plainly(numbers: Sequence[Figure]) -> str:
         what = "chosen answers" if "right" in said else f"{said['moved'].of:,} completions"
         parts.append(f"{what} became {change}" if abs(value) >= 5e-4 else f"{what} are as likely as before")
     if "surprise" in said:
-        parts.append(f"a token of the text comes at {said['surprise'].value:.3g} nats")
+        parts.append(f"a token of the text costs it {said['surprise'].value:.3g} nats")
     return ", and ".join(parts)

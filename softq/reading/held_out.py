@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from softq.data.read import Dataset
+from softq.data.rows import DataError
 from softq.inspection.shelf import FACTS, Shelf, facts, place
 from softq.lm.load import DTYPES, Loaded, load, reweigh
 from softq.lm.tokenizer import load_tokenizer
@@ -101,7 +102,12 @@ def _data(run: Run) -> tuple[Settings, tuple[str, Dataset]]:
     """The settings, and what was held out, read as training read it."""
     values = {name: value for name, value in run.settings.items() if name != "method"}
     settings, method, _ = build(run.method, values)
-    data = read_data(run.method, settings, method, load_tokenizer(settings.model))
+    try:
+        data = read_data(run.method, settings, method, load_tokenizer(settings.model))
+    except ValueError as error:  # most often a path that was relative to where the training ran
+        kind = DataError if isinstance(error, DataError) else ValueError
+        there = f"run softq inspect in the directory where softq train ran, or {_instead(run.directory)}"
+        raise kind(f"{error}; {there}") from error
     content = [dataset.records.digest() for dataset in (data.train, data.held_out) if dataset]
     if content != run.data.get("content") or data.held is None:
         raise ValueError(
