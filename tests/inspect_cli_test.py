@@ -198,6 +198,7 @@ def test_mistakes_are_one_line(
         ([stopped], 2, "is not finished (stopped); softq train … --resume"),
         ([moved], 2, "is not what it was trained on any more"),
         ([gone], 3, "gone.jsonl"),
+        ([gone], 3, "run softq inspect in the directory where softq train ran"),
         ([shelf, "--text", "--json"], 2, "not allowed with"),
         ([shelf, "--text", "--output", "x"], 2, "leave out --output"),
         ([shelf, "--output", tmp_path], 2, "is a directory; give a file"),

@@ -402,3 +402,16 @@ def test_completions_that_are_cut_or_short_and_text_of_any_script(trained: Path,
     tokens = Shelf(tmp_path / "whole").table("tokens").to_pylist()
     first = [token["logp"] for token in tokens if (token["record"], token["completion"]) == (0, 0)][:5]
     assert cut["chosen_logp"] == pytest.approx(sum(first), abs=1e-4)
+
+
+def test_a_reference_that_is_not_where_it_was_is_asked_for(trained: Path, pairs_file: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(trained, copy)
+    manifest = json.loads((copy / "manifest.json").read_text())
+    settings = {**manifest["settings"], "model": "gone/sft"}
+    (copy / "manifest.json").write_text(json.dumps({**manifest, "settings": settings}))
+    with pytest.raises(
+        ValueError, match=r"model gone/sft: no such directory.*was trained with it: give --reference DIR"
+    ):
+        told(Asked(str(copy), (str(pairs_file),), tmp_path / "out"))
+    assert not (tmp_path / "out").exists()

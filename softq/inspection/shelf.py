@@ -54,7 +54,7 @@ def taken(file: Path, columns: list[str] | None = None, key: Key = None) -> pa.T
             return pq.read_table(opened, columns=columns, filters=key)
     except FileNotFoundError as error:
         raise DataError(f"{file} is gone: run what wrote it again, which scores only what is missing") from error
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowInvalid, OSError) as error:
         raise DataError(
             f"{file} is damaged: remove it and run what wrote it again, which scores only what is missing"
         ) from error
@@ -64,9 +64,9 @@ class Shelf:
     """A scored data set, opened: `facts`, and its tables. ValueError where there is none, or it is not finished; DataError where
     a file of it is damaged or gone."""
 
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
-        self.facts = facts(directory)
+    def __init__(self, directory: str | Path) -> None:
+        self.directory = Path(directory)
+        self.facts = facts(self.directory)
         if not self.facts["finished"]:
             raise ValueError(f"{directory}: its scoring is not finished; run the same softq score again")
 

@@ -180,19 +180,29 @@ def _opened(asked: Asked, chosen: Choice, device: str) -> tuple[Dataset, Loaded,
     data = ranks.one_after_another(of)
     if data.kind == "prompts":
         raise DataError(f"{data.records[0].where}: no completion to score; give rows that answer their prompts")
+    try:
+        loaded = _loaded(asked, chosen, data, spoken.tokenizer, device)
+    except ValueError as error:
+        if chosen.fingerprint is None or not str(error).startswith(f"model {chosen.reference}:"):
+            raise
+        where = f"{asked.policy} was trained with it: give --reference DIR, where it is now, or none"
+        raise ValueError(f"{error}; {where}") from error
+    notes = (*spoken.notes, *loaded.notes, *chosen.check(loaded))
+    return data, loaded._replace(notes=notes), spoken.end_ids
+
+
+def _loaded(asked: Asked, chosen: Choice, data: Dataset, tokenizer: PreTrainedTokenizerBase, device: str) -> Loaded:
     if chosen.reference not in (None, "uniform"):
-        same_words(chosen.reference, spoken.tokenizer, data.records[:PART])
-    loaded = load(
+        same_words(chosen.reference, tokenizer, data.records[:PART])
+    return load(
         asked.policy,
         chosen.reference,
-        tokenizer=spoken.tokenizer,
+        tokenizer=tokenizer,
         layout=asked.layout,
         dtype=asked.dtype,
         device=device,
         trust_remote_code=asked.trust_remote_code,
     )
-    notes = (*spoken.notes, *loaded.notes, *chosen.check(loaded))
-    return data, loaded._replace(notes=notes), spoken.end_ids
 
 
 def _check_fresh(count: int, reference: str | None) -> None:
