@@ -93,6 +93,11 @@ def told(page: Any) -> dict[str, str]:
     )
 
 
+def says(page: Any, text: str) -> None:
+    """Waits until the status line says it. (The page's policy forbids what wait_for_function does.)"""
+    playwright.expect(page.locator("#status")).to_contain_text(text)
+
+
 def minus(text: str) -> str:
     return text.replace("-", "−")
 
@@ -136,6 +141,9 @@ def test_hover_shows_the_numbers_of_the_token(opened: Open) -> None:
     assert first[0].replace("·", " ") == side["words"][5]
     assert abs(float(first[1].rstrip("%")) / 100 - own) < 0.01
     assert abs(float(first[2].rstrip("%")) / 100 - ref) < 0.01
+    beta = REPORTS["pairs"]()["facts"]["beta"]
+    better = beta * (side["top_logp"][5][0] - side["top_ref_logp"][5][0]) / 1e4
+    assert float(first[3].replace("−", "-")) == pytest.approx(better, abs=0.0051)
     assert page.locator("#tip .text span").inner_text() == f"token 6 of {len(side['text'])}"
     page.mouse.move(2, 2)
     assert page.locator("#tip").is_hidden()
@@ -212,17 +220,18 @@ def test_filter_and_search(opened: Open) -> None:
     page.select_option("#source", "")
     page.fill("#search", "quiet museum")  # of the prompt
     wanted = REPORTS["pairs"]()["pairs"]["columns"]["prompt"].count("Name a quiet museum for a rainy afternoon.")
-    page.wait_for_function("document.querySelector('#status').textContent.indexOf('searching') < 0")
-    assert page.locator("#status").inner_text() == f"{wanted} of 120 pairs"
+    says(page, f"{wanted} of 120 pairs")
     page.fill("#search", "DONAUDAMPF")  # of a completion only
-    page.wait_for_function("document.querySelector('#status').textContent === '1 of 120 pairs'")
+    says(page, "1 of 120 pairs")
     page.wait_for_selector(".pair .tok")
     assert records(page) == [110]
+    page.fill("#search", "")
+    says(page, "120 pairs")
     page.fill("#search", "<script>alert(1)")
-    page.wait_for_function("document.querySelector('#status').textContent === '1 of 120 pairs'")
+    says(page, "1 of 120 pairs")
     assert records(page) == [84]
     page.fill("#search", "nowhere to be found")
-    page.wait_for_function("document.querySelector('#status').textContent === '0 of 120 pairs'")
+    says(page, "0 of 120 pairs")
     assert records(page) == []
 
 
@@ -243,7 +252,7 @@ def test_findings_lead_to_their_pairs_and_to_a_file(opened: Open) -> None:
     assert page.url.endswith("#pair=22")
     assert 0 < page.locator(".called").bounding_box()["y"] < 400
     page.evaluate("location.hash = '#pair=1'")
-    page.wait_for_function("document.querySelector('#status').textContent.includes('Record 1 is not among')")
+    says(page, "Record 1 is not among")
 
 
 def test_keyboard_only(opened: Open) -> None:

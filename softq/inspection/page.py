@@ -19,6 +19,7 @@ import jinja2
 from softq.inspection.charts import curve, reliability, whiskers
 from softq.inspection.colour import HIGH, LOW
 from softq.inspection.packed import BLOCK, UNIT
+from softq.inspection.values import GAUGE
 
 TEMPLATES = Path(__file__).parent / "template"
 SCRIPTS = ("data.js", "tokens.js", "tip.js", "pairs.js", "page.js")
@@ -74,6 +75,7 @@ def html(report: Mapping[str, Any]) -> str:
     return environment.get_template("page.html").render(
         colours,
         report=report,
+        gauge=GAUGE,
         other=other,
         names=names(report),
         places=_places(report["pairs"]["columns"]),
@@ -156,6 +158,7 @@ def _for_scripts(report: Mapping[str, Any]) -> dict[str, Any]:
     theirs = {name: other.get(name) for name in ("pairs", "blocks", "strings")} if other else None
     return {
         "names": names(report),
+        "betas": [of["facts"]["beta"] or 1 for of in (report, other) if of],
         "unit": report["facts"]["unit"],
         "kind": report["facts"]["kind"],
         "scale": scale(report),

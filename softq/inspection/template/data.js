@@ -49,10 +49,10 @@ async function unpacked(text) {
 }
 
 // The policies that the page shows, the other one second.
-const policies = [{ name: given.names[0], blocks: new Blocks(given.blocks, given.strings), columns }];
+const policies = [{ name: given.names[0], beta: given.betas[0], blocks: new Blocks(given.blocks, given.strings), columns }];
 if (given.other) {
   const strings = given.other.strings ?? given.strings;
-  policies.push({ name: given.names[1], blocks: new Blocks(given.other.blocks, strings), columns: given.other.pairs.columns });
+  policies.push({ name: given.names[1], beta: given.betas[1], blocks: new Blocks(given.other.blocks, strings), columns: given.other.pairs.columns });
 }
 
 // A column's number of a row, or null.

@@ -78,18 +78,13 @@ function members(unit, { side }) {
 
 function alternatives(unit, { side, policy }) {
   const strings = policy.blocks.strings;
-  const rows = side.top[unit.from].map((index, n) => {
-    const both = [percent(side.top_logp[unit.from][n] / UNITS)];
-    if (side.top_ref_logp) both.push(percent(side.top_ref_logp[unit.from][n] / UNITS));
-    return [literal(strings[index]), ...both];
-  });
   const from = unit.from;
+  const both = (logp, ref) => [percent(logp / UNITS), ...(ref === undefined ? [] : [percent(ref / UNITS), advantage(logp - ref)])];
+  const advantage = (ratio) => (Number.isFinite(ratio) ? signed((policy.beta * ratio) / UNITS, 2) : "–");
+  const rows = side.top[from].map((index, n) => [literal(strings[index]), ...both(side.top_logp[from][n], side.top_ref_logp?.[from][n])]);
   const most = side.top[from].indexOf(side.text[from]);
-  if (most < 0) {
-    const own = [percent(side.logp[from] / UNITS), ...(side.ref_logp ? [percent(side.ref_logp[from] / UNITS)] : [])];
-    rows.push([literal(unit.text), ...own]);
-  }
-  return table(["Likeliest here", "π", ...(side.top_ref_logp ? ["π_ref"] : [])], rows, most < 0 ? rows.length - 1 : most);
+  if (most < 0) rows.push([literal(unit.text), ...both(side.logp[from], side.ref_logp?.[from])]);
+  return table(["Likeliest here", "π", ...(side.top_ref_logp ? ["π_ref", "A"] : [])], rows, most < 0 ? rows.length - 1 : most);
 }
 
 // A token's text letter by letter, its spaces as dots.
