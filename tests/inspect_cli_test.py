@@ -236,3 +236,16 @@ def test_a_part_that_was_removed_is_scored_again(trained: Path, tmp_path: Path, 
     again = called(["inspect", str(copy), "--json"], capsys)
     assert (code, again[:2]) == (0, (0, said))
     assert "6 of 6 records scored" in again[2]
+
+
+def test_a_damaged_checkpoint_is_passed_over_aloud(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(trained, copy, ignore=shutil.ignore_patterns("inspect"))
+    (copy / "checkpoints" / "step-00000001" / "model.safetensors").write_bytes(b"junk")
+    code, said, told = called(["inspect", str(copy), "--json"], capsys)
+    assert code == 0, told
+    assert "step-00000001 is damaged and passed over: model.safetensors is not what was written" in told
+    trend = next(curve for curve in json.loads(said)["curves"] if curve["title"] == "Margin, by checkpoint")
+    assert [step for step, _ in trend["lines"][0]["points"]] == [2, 3]

@@ -61,19 +61,24 @@ def held_out(run: Run) -> Iterator[Note | Part]:
     yield Note(f"scoring {len(data.records):,} of {len(held[1].records):,} held-out records into {output}")
     yield from _written(asked, chosen, data, loaded)
     for step in steps:
-        place = _place(output, step)
+        place, weights = _place(output, step), checkpoint.at(directory, step)
+        if damage := checkpoint.damaged(weights):
+            yield Note(f"checkpoint {weights} is damaged and passed over: {damage}")
+            continue
         yield Note(f"scoring {min(SAMPLE, len(data.records))} of them by the checkpoint of step {step}")
-        reweigh(loaded.policy, checkpoint.at(directory, step))
-        asked = asked._replace(policy=str(checkpoint.at(directory, step)), output=place)
+        reweigh(loaded.policy, weights)
+        asked = asked._replace(policy=str(weights), output=place)
         yield from _written(asked, chosen, _part(data, SAMPLE), loaded)
 
 
 def course(run: Run) -> list[Scores]:
-    """What was scored of a run, in the order of steps, on the same records: its checkpoints, then its result."""
+    """What was scored of a run, in the order of steps, on the same records: its checkpoints that are whole, then its
+    result."""
     output = run.directory / INSPECTED
     last = Shelf(output)
     records = spaced(last.facts["records"], SAMPLE).tolist()
-    scores = [Scores(step, Shelf(_place(output, step)), None) for step in _steps(run)]
+    scored = [(step, _place(output, step)) for step in _steps(run)]
+    scores = [Scores(step, Shelf(place), None) for step, place in scored if (place / FACTS).is_file()]
     return [*scores, Scores(_last(run), last, records)] if scores else []
 
 
