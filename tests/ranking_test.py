@@ -7,7 +7,20 @@ import numpy as np
 import pytest
 from shelves import Shelved, shelf_of
 
-from softq.inspection.ranking import ALPHA, GRID, Ranked, figures, findings, idealised, not_learnable, ranked, threshold
+from softq.inspection.columns import ROWS
+from softq.inspection.ranking import (
+    ALPHA,
+    GRID,
+    Ranked,
+    figures,
+    findings,
+    idealised,
+    in_order,
+    not_learnable,
+    ranked,
+    threshold,
+)
+from softq.inspection.shelf import Shelf, put
 
 ENTRIES = json.loads((Path(__file__).parent.parent / "conformance/golden.json").read_text())["entries"]
 (RANKING,) = (entry for entry in ENTRIES if (entry["fixture"], entry["name"]) == (1, "ranking"))
@@ -120,3 +133,31 @@ def test_without_a_reference_or_beta_what_needs_it_is_absent(tmp_path: Path) -> 
     assert findings(unknown) == []
     empty = np.array([])
     assert len(not_learnable(Ranked(empty, empty, empty, empty, empty, None), 1.0)) == 0
+
+
+def test_a_group_is_right_where_its_whole_order_is() -> None:
+    score = np.array([2.0, 0.0, 1.0, 1.0])
+    assert in_order(score, np.array([-1.0, -4.0, -2.0, -3.0]))
+    assert in_order(score, np.array([-1.0, -4.0, -3.0, -2.0]))  # equal scores in any order
+    assert in_order(score, np.array([-2.0, -4.0, -2.0, -3.0]))  # as likely is not wrong, as in R
+    assert not in_order(score, np.array([-2.5, -4.0, -2.0, -3.0]))
+    assert not in_order(score, np.array([-1.0, -2.5, -2.0, -3.0]))
+
+
+def test_groups(tmp_path: Path) -> None:
+    whole = [
+        (0, 2.0, -6.0, 6),
+        (0, 1.0, -5.0, 2),
+        (1, 1.0, -1.0, 1),
+        (1, 0.0, -2.0, 4),
+        (2, 1.0, -1.0, 1),
+        (2, 1.0, -2.0, 1),
+    ]
+    rows = dict(zip(("record", "score", "logp", "tokens"), map(list, zip(*whole, strict=True)), strict=True))
+    blank = shelf_of(tmp_path, [])
+    columns = {name: rows.get(name, [None] * len(whole)) for name in ROWS if not ROWS[name].compared}
+    put(tmp_path, "rows", 0, columns, compared=False)
+    facts = {**blank.facts, "kind": "groups", "reference": None}
+    (tmp_path / "score.json").write_text(json.dumps(facts))
+    found = {figure.name: (figure.value, figure.of) for figure in figures(Shelf(tmp_path))}
+    assert found == {"ranking/groups": (0.5, 2), "ranking/groups_per_token": (0.5, 2)}

@@ -65,9 +65,10 @@ def threshold(difficulty: np.ndarray, beta: float) -> np.ndarray:
 
 
 def figures(shelf: Shelf) -> list[Figure]:
-    """R and R~; with a reference R_ref, quantiles of c, R* over the grid of β and the gap to it; at the policy's β if known."""
+    """R and R~; with a reference R_ref, quantiles of c, R* over the grid of β and the gap to it; at the policy's β if known.
+    Of several scored completions, the share of records that are ranked right as a whole."""
     if shelf.kind != "pairs":
-        return []
+        return _groups(shelf)
     pairs, beta = ranked(shelf), shelf.facts["beta"]
     found = [
         mean_figure("ranking/R", pairs.right(), "pairs whose chosen completion the policy holds at least as likely"),
@@ -77,6 +78,36 @@ def figures(shelf: Shelf) -> list[Figure]:
         return found
     found += [*_reference(pairs.difficulty), *_ideal(pairs.right(), pairs.difficulty)]
     return found + (_at(pairs.difficulty, beta) if beta else [])
+
+
+def _groups(shelf: Shelf) -> list[Figure]:
+    """Of several scored completions a record is right where all of them are in the order of their scores; equal scores in any."""
+    if shelf.facts["kind"] != "groups":
+        return []
+    table = shelf.table("rows", ["record", "score", "logp", "tokens"])
+    record, score, total, tokens = (column.to_numpy() for column in table.columns)
+    known = np.isfinite(score) & np.isfinite(total)
+    groups = [rows for rows in np.split(*_cuts(record[known])) if len(np.unique(score[known][rows])) > 1]
+    found = []
+    for name, logp in (("groups", total[known]), ("groups_per_token", (total / tokens)[known])):
+        right = np.array([in_order(score[known][rows], logp[rows]) for rows in groups], dtype=bool)
+        told = "mean log π of a token" if "token" in name else "Σ log π"
+        found.append(
+            mean_figure(
+                f"ranking/{name}", right, f"groups all of whose completions are ranked by {told} as by their scores"
+            )
+        )
+    return found
+
+
+def _cuts(record: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Row numbers [N], and where among them another record begins."""
+    return np.arange(len(record)), np.flatnonzero(np.diff(record)) + 1
+
+
+def in_order(score: np.ndarray, logp: np.ndarray) -> bool:
+    """Whether logp [n] never falls where score [n] rises (the paper's rule for more than two: the whole permutation)."""
+    return all(logp[score > value].min(initial=np.inf) >= logp[score == value].max() for value in np.unique(score))
 
 
 def _reference(c: np.ndarray) -> list[Figure]:
