@@ -116,7 +116,7 @@ def shelf(directory: Path, kind: str, ended: list[bool]) -> Shelf:
 
 def test_figures_by_hand(tmp_path: Path) -> None:
     found = {figure.name: figure for figure in figures(shelf(tmp_path, "pairs", [True, True, True, False]))}
-    assert found["values/identified"][1:4] == (0.75, "", 4)
+    assert found["values/identified"][1:4] == (0.75, "share", 4)
     # A of the top tokens is β (0, 1), (1, 1), (3, 0); (0, 0), (0, -.5), (0, 0).
     lost_of = {"chosen": ((0.5 + 0.7) / 2 + 0) / 2, "rejected": (2.5 + 0.6) / 2}
     for side, value in lost_of.items():

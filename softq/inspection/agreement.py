@@ -140,4 +140,11 @@ def _mean(name: str, record: np.ndarray, values: np.ndarray, meaning: str) -> Fi
         return float(total[rows].sum() / count[rows].sum()) if count[rows].sum() else float("nan")
 
     interval = bootstrapped(mean, len(total))
-    return Figure(f"agreement/{name}", mean(np.arange(len(total))), "", int(there.sum()), meaning, interval)
+    return Figure(
+        f"agreement/{name}",
+        mean(np.arange(len(total))),
+        "share" if name == "flipped" else "",
+        int(there.sum()),
+        meaning,
+        interval,
+    )

@@ -188,7 +188,7 @@ def figures(shelf: Shelf) -> list[Figure]:
         _figure("concentration/gini", lambda rows: _mean(of.gini[rows]), len(of.record), "")._replace(
             meaning="Gini coefficient of |reward| over the tokens of a completion: 0 evenly spread, 1 all in one token"
         ),
-        _figure("concentration/top", lambda rows: _mean(of.top[rows]), len(of.record), "")._replace(
+        _figure("concentration/top", lambda rows: _mean(of.top[rows]), len(of.record), "share")._replace(
             meaning=f"share of Σ|reward| that the {TOP} largest tokens of a completion have"
         ),
     ]
@@ -228,7 +228,7 @@ def _by_kind(of: Spent, unit: str) -> list[Figure]:
 
         for what, statistic, of_unit, meaning in (
             ("reward", mean, unit, f"mean reward of {told}"),
-            ("share", share, "", f"share of Σ|reward| that {told} have"),
+            ("share", share, "share", f"share of Σ|reward| that {told} have"),
         ):
             figure = _figure(f"kind/{name}/{what}", statistic, len(count), of_unit)
             found.append(figure._replace(of=int(count.sum()), meaning=meaning))

@@ -170,4 +170,11 @@ def _chance(of: Edits) -> np.ndarray:
 
 def _figure(name: str, values: np.ndarray, meaning: str) -> Figure:
     interval = bootstrapped(lambda rows: float(values[rows].mean()), len(values))
-    return Figure(f"localisation/{name}", float(values.mean()), "", len(values), meaning, interval)
+    return Figure(
+        f"localisation/{name}",
+        float(values.mean()),
+        "" if name.endswith("auc") else "share",
+        len(values),
+        meaning,
+        interval,
+    )

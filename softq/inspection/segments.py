@@ -95,7 +95,11 @@ def _figures(shelf: Shelf, by: str) -> list[Figure]:
 
     told = {
         "count": (count, f"{by}s", f"{by}s of a completion"),
-        "largest": (largest, "", f"share of Σ|reward of a {by}| that a completion's largest {by} has; of two or more"),
+        "largest": (
+            largest,
+            "share",
+            f"share of Σ|reward of a {by}| that a completion's largest {by} has; of two or more",
+        ),
     }
     return [
         Figure(

@@ -87,7 +87,7 @@ def figures(shelf: Shelf) -> list[Figure]:
         return []
     (record, ended), unit = _ended(shelf), str(shelf.facts["unit"])
     meaning = "share of completions that ended: of the others no value is known"
-    found = [_figure("identified", record, ended, "", meaning)]
+    found = [_figure("identified", record, ended, "share", meaning)]
     parts = [_seen(tokens, shelf.facts["beta"]) for tokens in shelf.parts("tokens", COLUMNS) if tokens.num_rows]
     record, completion, numbers = (np.concatenate(each) for each in zip(*parts, strict=True))
     for k, side in enumerate(SIDES if shelf.kind == "pairs" else ("all",)):
@@ -100,7 +100,7 @@ def figures(shelf: Shelf) -> list[Figure]:
                 f"mean A of the best of the policy's likely tokens less that of the taken one, {side} completions",
             ),
             "same": (
-                "",
+                "share",
                 f"share of states at which both models hold the policy's likeliest token best, {side} completions",
             ),
         }
