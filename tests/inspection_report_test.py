@@ -14,8 +14,8 @@ from softq.data.store import write_json
 from softq.inspection.figures import Finding, bootstrapped
 from softq.inspection.listed import chosen, listed
 from softq.inspection.packed import BLOCK, Item, Strings, blocks, unpacked, whole
-from softq.inspection.report import Ran, Subject, report
-from softq.inspection.sections import MEASURES
+from softq.inspection.report import Ran, Subject, of_the_run, report
+from softq.inspection.sections import MEASURES, Section
 from softq.inspection.shelf import put
 
 
@@ -133,6 +133,12 @@ def test_the_verdict_is_that_of_the_worst_finding(tmp_path: Path) -> None:
     of = report(shelf, run)["verdict"]
     assert (of["level"], of["act"]) == ("act", "stop")
     assert of["told"] == "It burns (1 more below)."
+
+
+def test_pairs_that_none_could_learn_are_no_illness_of_a_run() -> None:
+    hard, ill = Finding("ranking/not_learnable", "watch", "hard"), Finding("accuracy/contrary", "act", "turned")
+    found = [Section(name, "", "", [], [of]) for name, of in (("ranking", hard), ("accuracy", ill))]
+    assert of_the_run(found) == [ill]
 
 
 def test_what_is_wrong_with_the_data_names_records(tmp_path: Path) -> None:

@@ -50,7 +50,7 @@ def report(shelf: Shelf, run: Ran | None = None, other: Subject | None = None) -
     return {
         "title": title(shelf.facts),
         "facts": facts(shelf.facts),
-        "verdict": verdict(shelf, [finding for section in found for finding in section.findings]).as_json(),
+        "verdict": verdict(shelf, of_the_run(found)).as_json(),
         "curves": [_curve(curve) for curve in ran.curves],
         "sections": [section.as_json() for section in found],
         "reliability": _reliability(shelf),
@@ -103,6 +103,11 @@ def wrong(found: Sequence[Section]) -> list[Finding]:
     )
 
 
+def of_the_run(found: Sequence[Section]) -> list[Finding]:
+    """The findings that a verdict is about. Pairs that no policy could learn at this β are the data's, not the run's."""
+    return [finding for section in found if section.name != "ranking" for finding in section.findings]
+
+
 def _told(run: Ran | None) -> Iterator[Section]:
     """What was said while the policy trained."""
     if run is not None and run.findings:
@@ -128,7 +133,7 @@ def _other(other: Subject, items: Sequence[Item | None], strings: Strings) -> di
     return {
         "title": title(shelf.facts),
         "facts": facts(shelf.facts),
-        "verdict": verdict(shelf, [finding for section in found for finding in section.findings]).as_json(),
+        "verdict": verdict(shelf, of_the_run(found)).as_json(),
         "sections": [section.as_json() for section in found],
         "curves": [_curve(curve) for curve in ran.curves],
         "pairs": {"columns": at(shelf, items)},
