@@ -138,11 +138,8 @@ def numbers(shelf: Shelf) -> dict[str, np.ndarray | None]:
 
 def _noise(shelf: Shelf, record: np.ndarray) -> np.ndarray | None:
     """The probability that a pair's label is wrong, where labels were cross-fitted; nan of a pair that was not."""
-    if shelf.kind != "pairs" or noise.facts(shelf) is None:
-        return None
-    table = shelf.table("noise", ["record", "wrong"])
-    wrong = dict(zip(table["record"].to_pylist(), table["wrong"].to_pylist(), strict=True))
-    return np.array([wrong.get(number, np.nan) for number in record.tolist()])
+    wrong = noise.chances(shelf)
+    return None if wrong is None else np.array([wrong.get(number, np.nan) for number in record.tolist()])
 
 
 def chosen(whole: Listed, shown: int = SHOWN, tokens: int = TOKENS) -> np.ndarray:
