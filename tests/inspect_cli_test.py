@@ -96,10 +96,17 @@ def test_what_is_newer_than_its_scores_is_scored_again(
     assert "scoring 3 of 6 held-out records" in told
 
 
-def test_scores_without_a_run_have_no_curves(shelf: Path, capsys: pytest.CaptureFixture) -> None:
+def test_scores_without_a_run_have_the_curve_along_completions_alone(
+    shelf: Path, capsys: pytest.CaptureFixture
+) -> None:
     code, said, _ = called(["inspect", str(shelf), "--json"], capsys)
     of = json.loads(said)
-    assert (code, of["curves"], of["method"]) == (0, [], None)
+    (along,) = of["curves"]
+    assert (code, along["from"], along["x"], of["method"]) == (0, "the scores", "per cent of the completion", None)
+    assert {line["name"]: line["points"] for line in along["lines"]} == {
+        "chosen": [[5, 0.5], [55, 0]],  # the means of .5 and .5, and of 0
+        "rejected": [[5, -0.5]],  # of 1 and -2
+    }
     assert "blocks" not in of
     assert of["pairs"]["columns"]["margin"] == [-0.25, 1.25]
 
@@ -114,6 +121,7 @@ def test_the_curves_of_another_library_s_run(shelf: Path, tmp_path: Path, capsys
     assert [(curve["title"], curve["from"]) for curve in curves] == [
         ("Reward", "trainer_state.json"),
         ("Displacement: Δ log π against the reference", "trainer_state.json"),
+        ("Δ log π of a token, by its place in the completion", "the scores"),
     ]
 
 

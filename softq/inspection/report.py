@@ -4,11 +4,12 @@ title, facts, verdict, curves, sections, reliability, pairs (columns and orders)
 data, settings, versions, method; and `other` with the same of a second policy on the same records.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from softq.inspection import calibration, ledger
+from softq.inspection import calibration, displacement, ledger
 from softq.inspection.aligned import aligned
 from softq.inspection.curves import Curve
 from softq.inspection.figures import Finding, as_json
@@ -51,7 +52,7 @@ def report(shelf: Shelf, run: Ran | None = None, other: Subject | None = None) -
         "title": title(shelf.facts),
         "facts": facts(shelf.facts),
         "verdict": verdict(shelf, of_the_run(found)).as_json(),
-        "curves": [_curve(curve) for curve in ran.curves],
+        "curves": [*map(_curve, ran.curves), *_along(shelf)],
         "sections": [section.as_json() for section in found],
         "reliability": _reliability(shelf),
         "pairs": shown.as_json(),
@@ -135,7 +136,7 @@ def _other(other: Subject, items: Sequence[Item | None], strings: Strings) -> di
         "facts": facts(shelf.facts),
         "verdict": verdict(shelf, of_the_run(found)).as_json(),
         "sections": [section.as_json() for section in found],
-        "curves": [_curve(curve) for curve in ran.curves],
+        "curves": [*map(_curve, ran.curves), *_along(shelf)],
         "pairs": {"columns": at(shelf, items)},
         "blocks": list(blocks(shelf, items, strings)),
     }
@@ -144,6 +145,17 @@ def _other(other: Subject, items: Sequence[Item | None], strings: Strings) -> di
 def _curve(curve: Curve) -> dict[str, Any]:
     lines = [{"name": line.name, "points": [_numbers(point) for point in line.points]} for line in curve.lines]
     return {"title": curve.title, "unit": curve.unit, "x": "step", "from": curve.source, "lines": lines}
+
+
+def _along(shelf: Shelf) -> Iterator[dict[str, Any]]:
+    """Where along completions log π changed: a point a tenth, at its middle. Nothing without pairs and a reference."""
+    lines = []
+    for side, curve in displacement.by_position(shelf).items():
+        points = [(5 + 10 * tenth, value) for tenth, value in enumerate(curve.mean) if math.isfinite(value)]
+        lines.append({"name": side, "points": [_numbers(point) for point in points]})
+    if any(line["points"] for line in lines):
+        title = "Δ log π of a token, by its place in the completion"
+        yield {"title": title, "unit": "nats", "x": "per cent of the completion", "from": "the scores", "lines": lines}
 
 
 def _settings(of: Mapping[str, Any], ran: Ran) -> dict[str, Any]:
