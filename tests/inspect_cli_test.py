@@ -111,6 +111,15 @@ def test_scores_without_a_run_have_the_curve_along_completions_alone(
     assert of["pairs"]["columns"]["margin"] == [-0.25, 1.25]
 
 
+def test_scores_that_were_changed_by_hand_are_bad_data(shelf: Path, capsys: pytest.CaptureFixture) -> None:
+    facts = json.loads((shelf / "score.json").read_text())
+    del facts["ledger"]
+    write_json(shelf / "score.json", facts)
+    code, said, told = called(["inspect", str(shelf), "--json"], capsys)
+    assert (code, said) == (3, "")
+    assert "score.json has no 'ledger', so it was changed: score again" in told
+
+
 def test_the_curves_of_another_library_s_run(shelf: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     policy = tmp_path / "theirs" / "checkpoint-5"
     policy.mkdir(parents=True)

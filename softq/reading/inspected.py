@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+from softq.data.rows import DataError
 from softq.inspection.curves import THEIRS, log_of, logged, trend
 from softq.inspection.figures import Finding
 from softq.inspection.report import Ran, Subject
@@ -14,11 +15,31 @@ from softq.training.events import Note
 from softq.training.history import MANIFEST
 from softq.training.output import left
 
+TOLD = (
+    "kind",
+    "policy",
+    "reference",
+    "beta",
+    "unit",
+    "dtype",
+    "layout",
+    "data",
+    "content",
+    "records",
+    "ledger",
+    "versions",
+)
+"""What a report tells of its scores."""
+
 
 def opened(directory: Path) -> Iterator[Note | Part | Subject]:
     """Events on the way, and at last the Subject. ValueError where a directory holds nothing to read, with what to do."""
     if (directory / FACTS).is_file():
         shelf = Shelf(directory)
+        if lost := [name for name in TOLD if name not in shelf.facts]:
+            raise DataError(
+                f"{directory / FACTS} has no {lost[0]!r}, so it was changed: score again, into another directory"
+            )
         yield Subject(shelf, ran(shelf, Path(shelf.facts["policy"]["model"])))
         return
     run = run_of(str(directory))
