@@ -33,7 +33,8 @@ import torch
 
 from softq.inspection import noise
 from softq.inspection.shelf import Shelf
-from softq.reading.run import Asked, scored
+from softq.reading.run import scored
+from softq.reading.tables import Asked
 from softq.studies.demo import DEMONSTRATIONS, STEPS
 from softq.studies.small_model import Compared, fine_tune
 from softq.worlds.guidebook import guidebook

@@ -12,7 +12,8 @@ from softq.inspection import noise
 from softq.inspection.shelf import Shelf
 from softq.reading import cross_fit as reading
 from softq.reading.cross_fit import Fold, folds_of
-from softq.reading.run import Asked, scored
+from softq.reading.run import scored
+from softq.reading.tables import Asked
 from softq.training.events import Note, OutputError
 from softq.training.run import run
 from softq.training.settings import build

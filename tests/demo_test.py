@@ -8,7 +8,8 @@ from transformers import AutoModelForCausalLM
 
 from softq.inspection.localisation import figures
 from softq.inspection.shelf import Shelf
-from softq.reading.run import Asked, scored
+from softq.reading.run import scored
+from softq.reading.tables import Asked
 from softq.studies import demo as study
 from softq.studies.credit import Answer, localised
 from softq.studies.demo import Result, demo, examples

@@ -19,7 +19,8 @@ from softq.lm.model import CausalLM
 from softq.lm.reference import fingerprint
 from softq.reading import fresh
 from softq.reading.fresh import spread
-from softq.reading.run import Asked, scored
+from softq.reading.run import scored
+from softq.reading.tables import Asked
 from softq.training.events import Note, OutputError
 from softq.training.samples import generated
 

@@ -84,12 +84,11 @@ def test_what_is_newer_than_its_scores_is_scored_again(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(held_out, "MOST", 3)
-    monkeypatch.setattr(held_out, "SAMPLE", 2)
     copy = tmp_path / "copy"
     shutil.copytree(trained, copy, ignore=shutil.ignore_patterns("inspect", "report.html"))
     assert called(["inspect", str(copy), "--json"], capsys)[0] == 0
     assert Shelf(copy / "inspect").facts["records"] == 3
-    assert Shelf(copy / "inspect" / "checkpoints" / "step-00000001").facts["records"] == 2
+    assert Shelf(copy / "inspect" / "checkpoints" / "step-00000001").facts["records"] == 3
     os.utime(copy / "manifest.json", (2e9, 2e9))
     code, _, told = called(["inspect", str(copy), "--json"], capsys)
     assert code == 0
@@ -263,6 +262,6 @@ def test_a_damaged_checkpoint_is_passed_over_aloud(
     (copy / "checkpoints" / "step-00000001" / "model.safetensors").write_bytes(b"junk")
     code, said, told = called(["inspect", str(copy), "--json"], capsys)
     assert code == 0, told
-    assert "step-00000001 is damaged and passed over: model.safetensors is not what was written" in told
+    assert "step-00000001 is passed over: model.safetensors is not what was written" in told
     trend = next(curve for curve in json.loads(said)["curves"] if curve["title"] == "Margin, by checkpoint")
     assert [step for step, _ in trend["lines"][0]["points"]] == [2, 3]

@@ -8,7 +8,8 @@ from shelves import Shelved, shelf_of
 from softq.data.ledger import Ledger, Tally
 from softq.inspection.ledger import findings
 from softq.inspection.shelf import Shelf
-from softq.reading.run import Asked, scored
+from softq.reading.run import scored
+from softq.reading.tables import Asked
 
 
 def test_rows_that_were_dropped_repeated_or_split(model_directory: Path, tmp_path: Path) -> None:

@@ -11,7 +11,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from softq.inspection.shelf import Shelf, place
 from softq.reading import score as scoring
-from softq.reading.run import Asked, Part, scored
+from softq.reading.run import scored
+from softq.reading.tables import Asked, Part
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +31,7 @@ def test_the_tables_of_two_are_those_of_one(
     policy: Path, model_directory: Path, pairs_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(scoring, "PART", 3)
-    monkeypatch.setattr("softq.reading.run.PART", 3)
+    monkeypatch.setattr("softq.reading.tables.PART", 3)
     alone, both = (
         Asked(str(policy), (str(pairs_file),), tmp_path / name, str(model_directory), 0.3) for name in ("alone", "both")
     )
@@ -56,7 +57,7 @@ def test_two_go_on_where_one_was_stopped(
     policy: Path, model_directory: Path, pairs_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(scoring, "PART", 6)
-    monkeypatch.setattr("softq.reading.run.PART", 6)
+    monkeypatch.setattr("softq.reading.tables.PART", 6)
     asked = Asked(str(policy), (str(pairs_file),), tmp_path / "out", str(model_directory), 0.3)
     events = scored(asked)
     next(event for event in events if isinstance(event, Part))

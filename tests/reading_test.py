@@ -17,7 +17,8 @@ from softq.data.rows import DataError
 from softq.inspection.shelf import Shelf, place
 from softq.reading import score as scoring
 from softq.reading.choice import MODELS, choice
-from softq.reading.run import Asked, Part, scored
+from softq.reading.run import scored
+from softq.reading.tables import Asked, Part
 from softq.training.events import Note, OutputError, RunError
 from softq.training.output import alone
 from softq.training.run import run
@@ -74,7 +75,7 @@ def test_a_scoring_that_was_stopped_goes_on_to_the_same_tables(
     trained: Path, pairs_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(scoring, "PART", 3)
-    monkeypatch.setattr("softq.reading.run.PART", 3)
+    monkeypatch.setattr("softq.reading.tables.PART", 3)
     whole, other = (Asked(str(trained), (str(pairs_file),), tmp_path / name) for name in ("whole", "other"))
     parts = sum(isinstance(event, Part) for event in scored(whole))
     assert parts > 2

@@ -16,7 +16,7 @@ from softq.data.store import write_text
 from softq.inspection.page import html
 from softq.inspection.report import Report, Subject, report
 from softq.reading.inspected import opened
-from softq.reading.run import Part
+from softq.reading.tables import Part
 from softq.training.events import Note, OutputError
 from softq.training.methods import maker, method_names
 from softq.verify.pages import page

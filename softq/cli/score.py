@@ -11,7 +11,8 @@ from softq.cli.printable import printable
 from softq.lm.layouts import LAYOUTS
 from softq.lm.load import DTYPES
 from softq.reading.cross_fit import Fold
-from softq.reading.run import Asked, Part, scored
+from softq.reading.run import scored
+from softq.reading.tables import SAMPLE, Asked, Part
 from softq.training import ranks
 from softq.training.events import Note
 
@@ -90,6 +91,10 @@ OPTIONS: Mapping[str, tuple[str, dict[str, Any]]] = {
     "--fresh": (
         "completions to sample from the reference too, which show how far likelihood must fall [0]",
         {"metavar": "N", "type": int, "default": 0},
+    ),
+    "--checkpoints": (
+        f"records that each checkpoint beside the policy scores too, for a trend; 0: none [{SAMPLE}]",
+        {"metavar": "N", "type": int, "default": SAMPLE},
     ),
     "--overwrite": ("replace scores of something else that are there", {"action": "store_true"}),
     "--trust-remote-code": ("run code that a model repository brings", {"action": "store_true"}),

@@ -262,12 +262,22 @@ def _four_bits() -> BitsAndBytesConfig:
 
 
 def reweigh(model: CausalLM, directory: Path) -> None:
-    """Give a model the weights (or its adapter those) that `save_pretrained` wrote to a directory."""
+    """Give a model the weights (or its adapter those) that `save_pretrained` wrote to a directory. ValueError where they are not
+    this model's, or damaged; then the model may have some of them."""
+    try:
+        _put(model, directory)
+    except (OSError, RuntimeError, SafetensorError) as error:
+        said = " ".join(str(error).split())[:300]
+        raise ValueError(f"{directory} holds no weights of this model, or damaged ones ({said})") from error
+
+
+def _put(model: CausalLM, directory: Path) -> None:
     if isinstance(model.model, PeftModel):
         weights = load_file(directory / "adapter_model.safetensors")
-        missing = set_peft_model_state_dict(model.model, weights).unexpected_keys
-        if missing:
-            raise ValueError(f"{directory} is not an adapter of this model: it has {missing[0]}")
+        found = set_peft_model_state_dict(model.model, weights)
+        lacks = [name for name in found.missing_keys if f".{model.model.active_adapter}." in name]
+        if other := [f"has {name}" for name in found.unexpected_keys] + [f"lacks {name}" for name in lacks]:
+            raise ValueError(f"{directory} is not an adapter of this model: it {other[0]}")
         return
     with without_bars():
         other = type(model.transformer).from_pretrained(directory, dtype=next(model.parameters()).dtype)

@@ -8,9 +8,10 @@ from softq.inspection.curves import THEIRS, log_of, logged, trend
 from softq.inspection.figures import Finding
 from softq.inspection.report import Ran, Subject
 from softq.inspection.shelf import FACTS, Shelf
+from softq.reading.checkpoints import course
 from softq.reading.choice import run_of
-from softq.reading.held_out import INSPECTED, course, held_out
-from softq.reading.run import Part
+from softq.reading.held_out import INSPECTED, held_out
+from softq.reading.tables import Part
 from softq.training.events import Note
 from softq.training.history import MANIFEST
 from softq.training.output import left
@@ -47,14 +48,15 @@ def opened(directory: Path) -> Iterator[Note | Part | Subject]:
         raise ValueError(_nothing(directory))
     yield from held_out(run)
     shelf = Shelf(directory / INSPECTED)
-    of = ran(shelf, directory)
-    yield Subject(shelf, of._replace(curves=[*of.curves, *trend(course(run))]))
+    yield Subject(shelf, ran(shelf, directory))
 
 
 def ran(shelf: Shelf, directory: Path) -> Ran:
-    """The run that made the policy in a directory: our manifest and metrics.jsonl, or another library's trainer_state.json."""
+    """The run that made the policy in a directory: our manifest and metrics.jsonl, or another library's trainer_state.json; and
+    its checkpoints, if they scored too."""
     log = log_of(directory)
     curves = logged(log, shelf.facts["beta"] if shelf.compared else None) if log else []
+    curves += trend(course(shelf, directory))
     run = run_of(str(directory))
     if run is None:
         return Ran(curves)

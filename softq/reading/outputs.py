@@ -1,6 +1,7 @@
 """The directory that scores go to: what may be there before, and what may not."""
 
 import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from softq.inspection.shelf import FACTS, place, said_of
 from softq.reading.cross_fit import removed
 from softq.training import ranks
 from softq.training.events import OutputError
+from softq.training.history import CHECKPOINTS
 
 UNTOLD: Mapping[str, str] = dict.fromkeys(("content", "ledger"), "data set of the same name")
 """Facts that are too long for a message, and what it says in their place."""
@@ -54,6 +56,8 @@ def keep_or_remove(there: Path, said: Mapping[str, Any], *, overwrite: bool) -> 
             for part in range(before["parts"]):
                 place(there, table, part).unlink(missing_ok=True)
         removed(there)
+        for scores in there.glob(f"{CHECKPOINTS}/*/{FACTS}"):
+            shutil.rmtree(scores.parent)
     ranks.wait()
 
 
