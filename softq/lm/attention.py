@@ -8,9 +8,8 @@ forward again during the backward pass, finds the keyword where it was.
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import pairwise
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -51,6 +50,35 @@ def runs(tree: Tree) -> list[Run]:
     return made
 
 
+class Heads(NamedTuple):
+    """How a model's heads attend."""
+
+    scale: float | None
+    groups: int  # query heads that share a key head
+
+    def shared(self, keys: Tensor) -> Tensor:
+        """[R, key heads, L, D] of keys or values, as `attend` takes them.
+
+        Not on a CPU, grouped heads under a mask take the slowest kernel, so there each query head gets a copy.
+        """
+        return keys if keys.device.type == "cpu" else repeat_kv(keys, self.groups)
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        """[R, heads, L, D]; without a mask, causal."""
+        grouped = query.shape[1] != key.shape[1]
+        return F.scaled_dot_product_attention(
+            query, key, value, attn_mask=mask, is_causal=mask is None, scale=self.scale, enable_gqa=grouped
+        )
+
+
+class Sight(Protocol):
+    """Who sees whom."""
+
+    def attended(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, heads: Heads) -> Tensor:
+        """[R, heads, L, D] queries, keys and values of what is computed now -> [R, heads, L, D]."""
+        ...
+
+
 @dataclass(frozen=True)
 class Packed:
     """All trees in one row, end to end. One attention call a run."""
@@ -60,12 +88,27 @@ class Packed:
     keys: tuple[tuple[int, ...], ...]  # of each run: the pieces it sees, its own last
     masks: tuple[Tensor | None, ...]  # of each run: [size, keys] bool; None: nothing above, plain causal
 
+    def attended(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, heads: Heads) -> Tensor:
+        """See `Sight`."""
+        keys, values = (heads.shared(part).split(self.pieces, 2) for part in (key, value))
+        parts = []
+        for q, seen, mask in zip(query.split(self.sizes, 2), self.keys, self.masks, strict=True):
+            k, v = (
+                part[seen[0]] if len(seen) == 1 else torch.cat([part[p] for p in seen], 2) for part in (keys, values)
+            )
+            parts.append(heads.attend(q, k, v, mask))
+        return torch.cat(parts, 2)
+
 
 @dataclass(frozen=True)
 class Padded:
-    """One tree a row: who sees whom."""
+    """One tree a row."""
 
     mask: Tensor  # [R, 1, L, L] bool
+
+    def attended(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, heads: Heads) -> Tensor:
+        """See `Sight`."""
+        return heads.attend(query, heads.shared(key), heads.shared(value), self.mask)
 
 
 def packed(tree: Tree, device: torch.device) -> Packed:
@@ -105,7 +148,7 @@ def tree_attention(
     value: Tensor,
     attention_mask: Tensor | None,
     *,
-    tree: Packed | Padded | None = None,
+    tree: Sight | None = None,
     **kwargs,
 ) -> tuple[Tensor, None]:
     """[R, heads, L, D] queries, keys, values -> [R, L, heads, D]; transformers' attention interface with a `tree`."""
@@ -114,19 +157,8 @@ def tree_attention(
     for feature in ("softcap", "s_aux", "position_bias"):
         if kwargs.get(feature) is not None:
             raise NotATree(f"this model's attention uses {feature}")
-    groups = query.shape[1] // key.shape[1]
-    grouped = query.device.type == "cpu" and groups > 1  # elsewhere grouped heads under a mask take the slowest kernel
-    if not grouped:
-        key, value = repeat_kv(key, groups), repeat_kv(value, groups)
-    attend = partial(F.scaled_dot_product_attention, scale=kwargs.get("scaling"), enable_gqa=grouped)
-    if isinstance(tree, Padded):
-        return attend(query, key, value, attn_mask=tree.mask).transpose(1, 2).contiguous(), None
-    keys, values = key.split(tree.pieces, 2), value.split(tree.pieces, 2)
-    parts = []
-    for q, seen, mask in zip(query.split(tree.sizes, 2), tree.keys, tree.masks, strict=True):
-        k, v = (part[seen[0]] if len(seen) == 1 else torch.cat([part[p] for p in seen], 2) for part in (keys, values))
-        parts.append(attend(q, k, v, attn_mask=mask, is_causal=mask is None))
-    return torch.cat(parts, 2).transpose(1, 2).contiguous(), None
+    heads = Heads(kwargs.get("scaling"), query.shape[1] // key.shape[1])
+    return tree.attended(module, query, key, value, heads).transpose(1, 2).contiguous(), None
 
 
 def register() -> None:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
-from softq.lm.attention import packed, padded
+from softq.lm.attention import Sight, packed, padded
 from softq.records import Tree
 
 Layout = Callable[[nn.Module, Tree], Tensor]
@@ -55,28 +55,26 @@ def run_padded(body: nn.Module, tree: Tree) -> Tensor:
     roots = (tree.parent < 0).nonzero()[:, 0].tolist()
     spans = list(zip(roots, [*roots[1:], len(depth)], strict=True))
     width = max(end - start for start, end in spans)
-    device = _device(body)
-    hidden = body(
-        input_ids=torch.stack([_fill(tree.token[s:e], width) for s, e in spans]).to(device),
-        position_ids=torch.stack([_fill(depth[s:e], width) for s, e in spans]).to(device),
-        attention_mask=_no_mask(device),
-        tree=padded(tree, spans, device),
-        use_cache=False,
-    ).last_hidden_state
+    ids, positions = (torch.stack([_fill(of[s:e], width) for s, e in spans]) for of in (tree.token, depth))
+    hidden = seen_by(body, ids, positions, padded(tree, spans, _device(body)))
     return torch.cat([hidden[row, : e - s] for row, (s, e) in enumerate(spans)])
 
 
 def run_packed(body: nn.Module, tree: Tree) -> Tensor:
     """All trees end to end in one row; attention runs tree by tree, so nobody sees a neighbour."""
+    return seen_by(body, tree.token[None], torch.tensor(depths(tree))[None], packed(tree, _device(body)))[0]
+
+
+def seen_by(body: nn.Module, ids: Tensor, positions: Tensor, sight: Sight) -> Tensor:
+    """[R, L] ids at their positions, each seeing what `sight` shows it -> [R, L, H]."""
     device = _device(body)
-    hidden = body(
-        input_ids=tree.token[None].to(device),
-        position_ids=torch.tensor(depths(tree), device=device)[None],
+    return body(
+        input_ids=ids.to(device),
+        position_ids=positions.to(device),
         attention_mask=_no_mask(device),
-        tree=packed(tree, device),
+        tree=sight,
         use_cache=False,
     ).last_hidden_state
-    return hidden[0]
 
 
 LAYOUTS: Mapping[str, Layout] = {"plain": run_plain, "padded": run_padded, "packed": run_packed}

@@ -116,12 +116,12 @@ class AdapterOff(nn.Module):
 
     def states(self, tree: Tree) -> Tensor:
         """[N] nodes -> [N, H]."""
-        with _switched_off(self.policy):
+        with switched_off(self.policy):
             return self.policy.states(tree)
 
     def logits(self, states: Tensor) -> Tensor:
         """[n, H] -> [n, V]."""
-        with _switched_off(self.policy):
+        with switched_off(self.policy):
             return self.policy.logits(states)
 
 
@@ -145,7 +145,8 @@ class Uniform(nn.Module):
 
 
 @contextmanager
-def _switched_off(policy: CausalLM) -> Iterator[None]:
+def switched_off(policy: CausalLM) -> Iterator[None]:
+    """The model without its adapter, for a moment; only where no gradient is recorded."""
     if torch.is_grad_enabled():
         raise RuntimeError(
             "the adapter is switched off for the whole model; score this reference under torch.no_grad()"

@@ -1,0 +1,177 @@
+"""A walk through a growing forest gives each node the state that it has alone, whatever is kept, dropped and asked for again."""
+
+from collections.abc import Iterator
+from functools import cache
+
+import pytest
+import torch
+from tiny import ALONE, SHARING, VOCABULARY, tiny, tokenizer
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from softq.lm.growing import Growing
+from softq.lm.load import Lora, load
+from softq.lm.model import CausalLM, Uniform
+from softq.lm.walk import Again, Cached, Walk, walk
+from softq.mdp.tabular import TabularLM, random_table, token_tree
+
+PROMPTS = [torch.tensor([5, 6, 7, 8, 9, 10, 11]), torch.tensor([12]), torch.tensor([13, 14, 15])]
+
+
+@cache
+def model_of(name: str) -> PreTrainedModel:
+    return tiny(name)
+
+
+def loaded(name: str, **more) -> CausalLM:
+    return load(model_of(name), None, tokenizer=tokenizer(), **more).policy
+
+
+def alone(model: CausalLM, forest: Growing, nodes: Tensor) -> Tensor:
+    """Log-probs behind each node, by the model's own forward on its path alone."""
+    rows = []
+    for node in nodes.tolist():
+        path = [node]
+        while (above := int(forest.parent[path[-1]])) >= 0:
+            path.append(above)
+        rows.append(model.transformer(input_ids=forest.token[path[::-1]][None], use_cache=False).logits[0, -1])
+    return torch.stack(rows).log_softmax(-1)
+
+
+def grown(forest: Growing, seed: int, steps: int) -> Iterator[Tensor]:
+    """The prompts' ends, then nodes at random: some prompts get many, some none; behind new ones, old ones and each other."""
+    generator = torch.Generator().manual_seed(seed)
+    yield forest.last
+    behind = forest.last
+    for _ in range(steps):
+        new = []
+        for parents in (behind, None):
+            above = behind if parents is not None else new[0]
+            pick = above[torch.randint(len(above), (4,), generator=generator)]
+            new.append(forest.add(torch.randint(3, VOCABULARY, (4,), generator=generator), pick))
+        yield torch.cat(new)
+        behind = torch.cat([behind, *new])
+
+
+@pytest.mark.parametrize("name", [*SHARING, *ALONE])
+def test_states_are_those_of_each_path_alone(name: str) -> None:
+    model = loaded(name)
+    forest = Growing(PROMPTS)
+    walker = walk(model, forest, 30)
+    assert isinstance(walker, Cached if name in SHARING else Again)
+    with torch.no_grad():
+        for nodes in grown(forest, 0, 8):
+            got = model.logits(walker.states(nodes)).log_softmax(-1)
+            within = 1e-5 if name in ("mamba", "recurrent_gemma") else 1e-10  # those scan in float32
+            torch.testing.assert_close(got, alone(model, forest, nodes), rtol=within, atol=within, check_dtype=False)
+    assert walker.evaluations == 8 * 8
+
+
+def beams(forest: Growing, walker: Walk, model: CausalLM, steps: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """As a beam search goes: three nodes a prompt, of which one or two are gone on from; the second prompt ends midway."""
+    live = forest.last
+    yield live, model.logits(walker.states(live))
+    for step in range(steps):
+        if step > steps // 2:
+            live = live[forest.prompt[live] != 1]
+        parents = live.repeat_interleave(3 if step == 0 else 2)[: 9 if step % 2 else 7]
+        nodes = forest.add((17 * torch.arange(len(parents)) + 5 * step) % VOCABULARY, parents)
+        yield nodes, model.logits(walker.states(nodes))
+        live = torch.cat([nodes[forest.prompt[nodes] == p][-2:] for p in range(3)])
+        walker.keep(live)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "qwen3"])
+def test_what_is_dropped_makes_room_and_changes_nothing(name: str) -> None:
+    model, forest = loaded(name), Growing(PROMPTS)
+    walker = walk(model, forest, 90)
+    assert isinstance(walker, Cached)
+    with torch.no_grad():
+        for nodes, logits in beams(forest, walker, model, 60):
+            torch.testing.assert_close(
+                logits.log_softmax(-1), alone(model, forest, nodes), rtol=1e-10, atol=1e-10, check_dtype=False
+            )
+    visited = (forest.prompt[len(torch.cat(PROMPTS)) :] == 0).sum()
+    kept = walker.kept
+    assert visited > 100
+    assert kept.room <= 80, "slots follow what is alive, 60 steps deep, not what was visited"
+    assert all(keys.shape[2] == kept.width + kept.room for keys, _ in kept.layers.values())
+    behind = torch.arange(len(torch.cat(PROMPTS)), len(forest))
+    dropped = behind[kept.slot_of(behind) < 0][:3]
+    with torch.no_grad():
+        again = model.logits(walker.states(dropped)).log_softmax(-1)
+        torch.testing.assert_close(again, alone(model, forest, dropped), rtol=1e-10, atol=1e-10, check_dtype=False)
+
+
+def test_a_state_is_given_once(capsys: pytest.CaptureFixture) -> None:
+    model, forest = loaded("llama"), Growing(PROMPTS)
+    walker = walk(model, forest, 30)
+    node = forest.add(torch.tensor([4]), forest.last[:1])
+    with torch.no_grad():
+        walker.states(node)
+        with pytest.raises(ValueError, match="given once"):
+            walker.states(node)
+        with pytest.raises(ValueError, match="inside a prompt never"):
+            walker.states(torch.tensor([0]))
+
+
+def test_a_window_that_paths_reach_beyond_is_walked_plainly() -> None:
+    model = load(tiny("mistral", sliding_window=12), None, tokenizer=tokenizer()).policy
+    assert isinstance(walk(model, Growing(PROMPTS), 11), Cached)
+    forest = Growing(PROMPTS)
+    far = walk(model, forest, 12)
+    assert isinstance(far, Again)
+    with torch.no_grad():
+        for nodes in grown(forest, 1, 6):
+            got = model.logits(far.states(nodes)).log_softmax(-1)
+            torch.testing.assert_close(got, alone(model, forest, nodes), rtol=1e-10, atol=1e-10, check_dtype=False)
+
+
+def test_the_model_under_an_adapter_is_walked_without_it() -> None:
+    torch.manual_seed(1)
+    models = load(tiny("llama"), None, tokenizer=tokenizer(), lora=Lora(4, 8)).models
+    policy, reference = models["policy"], models["ref"]
+    with torch.no_grad():
+        for name, parameter in policy.named_parameters():
+            parameter.add_(0.1 if "lora_B" in name else 0.0)
+        forest = Growing(PROMPTS)
+        walks = {m: walk(m, forest, 30) for m in (policy, reference)}
+        assert all(isinstance(each, Cached) for each in walks.values())
+        for nodes in grown(forest, 2, 3):
+            own, base = (m.logits(each.states(nodes)).log_softmax(-1) for m, each in walks.items())
+            torch.testing.assert_close(own, alone(policy, forest, nodes), rtol=1e-9, atol=1e-9, check_dtype=False)
+            with policy.model.disable_adapter():
+                torch.testing.assert_close(base, alone(policy, forest, nodes), rtol=1e-9, atol=1e-9, check_dtype=False)
+        assert (own - base).abs().max() > 1e-3
+
+
+def test_a_table_and_a_uniform_reference_are_walked_too() -> None:
+    tree = token_tree([(0, 1), (2,)], 3, 4, end=2)
+    table = TabularLM(tree, random_table(tree, 0))
+    forest = Growing([torch.tensor([0, 1]), torch.tensor([2])])
+    node = forest.add(torch.tensor([1, 0]), forest.last)
+    after = forest.add(torch.tensor([1]), node[1:])
+    walker = walk(table, forest, 9)
+    with torch.no_grad():
+        got = walker.states(torch.cat([forest.last, node, after]))
+        want = [table.table[table.rows[p]] for p in ((0, 1), (2,), (0, 1, 1), (2, 0), (2, 0, 1))]
+        assert torch.equal(got, torch.stack(want))
+        assert walker.evaluations == 3
+        flat = Uniform(3, torch.zeros(1))
+        assert walk(flat, forest, 9).states(node).shape == (2, 1)
+
+
+def test_a_forest_knows_its_answers() -> None:
+    forest = Growing(PROMPTS)
+    first = forest.add(torch.tensor([3, 4]), forest.last[[2, 0]])
+    second = forest.add(torch.tensor([7]), first[:1])
+    forest.put("logp", second, torch.tensor([-0.5]))
+    assert (forest.answer(int(second)), forest.answered(int(second))) == ([3, 7], [int(first[0]), int(second)])
+    assert forest.depth[second].tolist() == [4]
+    assert forest.prompt[torch.cat([first, second])].tolist() == [2, 0, 2]
+    assert forest.above(second).tolist() == [int(first[0]), int(second)]
+    assert forest.column("logp")[second].tolist() == [-0.5]
+    assert forest.column("logp").isnan().sum() == len(forest) - 1
+    assert forest.tree().parent.tolist()[: len(PROMPTS[0])] == [-1, 0, 1, 2, 3, 4, 5]
+    with pytest.raises(ValueError, match="at least one token"):
+        Growing([torch.tensor([], dtype=torch.int64)])
