@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from softq.lm.growing import Growing
 from softq.lm.load import Lora, load
-from softq.lm.model import CausalLM, Uniform
+from softq.lm.model import AdapterOff, CausalLM, Uniform, switched_off
 from softq.lm.walk import Again, Cached, Walk, walk
 from softq.mdp.tabular import TabularLM, random_table, token_tree
 
@@ -103,7 +103,7 @@ def test_what_is_dropped_makes_room_and_changes_nothing(name: str) -> None:
         torch.testing.assert_close(again, alone(model, forest, dropped), rtol=1e-10, atol=1e-10, check_dtype=False)
 
 
-def test_a_state_is_given_once(capsys: pytest.CaptureFixture) -> None:
+def test_a_state_is_given_once() -> None:
     model, forest = loaded("llama"), Growing(PROMPTS)
     walker = walk(model, forest, 30)
     node = forest.add(torch.tensor([4]), forest.last[:1])
@@ -128,21 +128,23 @@ def test_a_window_that_paths_reach_beyond_is_walked_plainly() -> None:
 
 
 def test_the_model_under_an_adapter_is_walked_without_it() -> None:
+    policy = load(tiny("llama"), None, tokenizer=tokenizer(), lora=Lora(4, 8)).policy
+    reference = AdapterOff(policy)
     torch.manual_seed(1)
-    models = load(tiny("llama"), None, tokenizer=tokenizer(), lora=Lora(4, 8)).models
-    policy, reference = models["policy"], models["ref"]
     with torch.no_grad():
         for name, parameter in policy.named_parameters():
-            parameter.add_(0.1 if "lora_B" in name else 0.0)
+            parameter.add_(0.1 * torch.randn_like(parameter) if "lora_B" in name else 0.0)
         forest = Growing(PROMPTS)
-        walks = {m: walk(m, forest, 30) for m in (policy, reference)}
-        assert all(isinstance(each, Cached) for each in walks.values())
+        own, base = walk(policy, forest, 30), walk(reference, forest, 30)
+        assert isinstance(own, Cached)
+        assert isinstance(base, Cached)
         for nodes in grown(forest, 2, 3):
-            own, base = (m.logits(each.states(nodes)).log_softmax(-1) for m, each in walks.items())
-            torch.testing.assert_close(own, alone(policy, forest, nodes), rtol=1e-9, atol=1e-9, check_dtype=False)
-            with policy.model.disable_adapter():
-                torch.testing.assert_close(base, alone(policy, forest, nodes), rtol=1e-9, atol=1e-9, check_dtype=False)
-        assert (own - base).abs().max() > 1e-3
+            got = policy.logits(own.states(nodes)).log_softmax(-1)
+            below = reference.logits(base.states(nodes)).log_softmax(-1)
+            torch.testing.assert_close(got, alone(policy, forest, nodes), rtol=1e-9, atol=1e-9, check_dtype=False)
+            with switched_off(policy):
+                torch.testing.assert_close(below, alone(policy, forest, nodes), rtol=1e-9, atol=1e-9, check_dtype=False)
+            assert (got - below).abs().max() > 1e-3
 
 
 def test_a_table_and_a_uniform_reference_are_walked_too() -> None:
