@@ -1,0 +1,1 @@
+"""Decoders and tree search over a policy, a reference and values."""
