@@ -25,7 +25,7 @@ def filtered(
     logp = (logits / temperature).log_softmax(-1)
     if not top_k and top_p >= 1 and min_p <= 0:
         return logp
-    ranked, order = logp.sort(-1, descending=True, stable=True)
+    ranked, order = torch.sort(logp, dim=-1, descending=True, stable=True)
     out = torch.zeros_like(ranked, dtype=torch.bool)
     if top_k:
         out[..., top_k:] = True
