@@ -39,11 +39,13 @@ class Limits(NamedTuple):
         return found
 
 
-def answer(forest: Growing, node: int, score: float, *, ended: bool) -> Answer:
-    """The answer that ends at a node; its log-probability is read from the nodes' own."""
+def answer(forest: Growing, node: int, ended: bool, score: float | None = None) -> Answer:
+    """The answer that ends at a node; its log-probability is read from the nodes' own, and is its score where none is given."""
     path = forest.answered(node)
     logp = float(forest.column("logp")[path].sum())
-    return Answer(int(forest.prompt[node]), node, tuple(forest.answer(node)), ended, score, logp)
+    return Answer(
+        int(forest.prompt[node]), node, tuple(forest.answer(node)), ended, logp if score is None else score, logp
+    )
 
 
 def best(answers: Sequence[Answer], n: int) -> list[Answer]:

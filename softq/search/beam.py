@@ -56,7 +56,7 @@ def beam(
         for voice in objective.voices:
             voice.keep(beams.nodes)
     for node, score in zip(beams.nodes.tolist(), beams.scores.tolist(), strict=True):
-        cut = answer(forest, node, score / limits.tokens**length_penalty, ended=False)
+        cut = answer(forest, node, False, score / limits.tokens**length_penalty)
         beams.answers[cut.prompt].append(cut)
     return [best(answers, n) for answers in beams.answers]
 
@@ -76,7 +76,7 @@ def _stepped(objective: Objective, limits: Limits, beams: Beams, width: int, len
         forest.put(name, nodes, values)
     forest.put("score", nodes, score)
     for node, value in zip(nodes[ended].tolist(), score[ended].tolist(), strict=True):
-        found = answer(forest, node, value / step**length_penalty, ended=True)
+        found = answer(forest, node, True, value / step**length_penalty)
         beams.answers[found.prompt].append(found)
     for answers in beams.answers:
         answers[:] = best(answers, width)

@@ -1,60 +1,19 @@
 """The decoders by name. A decoder's settings are its keywords: the command line reads them from the signature."""
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from softq.lm.growing import Growing
-from softq.lm.score import LanguageModel
-from softq.search.answer import Answer, Limits
+from softq.search.answer import Answer
 from softq.search.beam import beam
-from softq.search.sampling import sample
-from softq.search.voice import Likelihood, LogRatio, Speaker, Voice
-
-
-class Heard:
-    """Prompts, and the models that speak behind them: what a decoder is given. A model that no decoder asks for is not run.
-
-    models: "policy", and "ref" and others where there are any. numbers [P]: of the prompts among all that are searched for, so
-    that what is drawn for one does not depend on which others stand beside it.
-    """
-
-    def __init__(
-        self,
-        models: Mapping[str, LanguageModel],
-        prompts: Sequence[Tensor],
-        limits: Limits,
-        *,
-        seed: int = 0,
-        numbers: Sequence[int] | None = None,
-    ) -> None:
-        self.models, self.limits, self.seed = models, limits, seed
-        self.forest = Growing(prompts)
-        self.numbers = torch.arange(len(prompts)) if numbers is None else torch.tensor(numbers)
-        self.longest = max(map(len, prompts)) + limits.tokens
-        self._voices: dict[str, Speaker] = {}
-
-    @cached_property
-    def policy(self) -> Voice:
-        """The voice that is searched."""
-        return self.voice("policy")
-
-    def voice(self, name: str) -> Voice:
-        """A model by its name. ValueError where there is none."""
-        if name not in self._voices:
-            if name not in self.models:
-                what = "reference: give --reference MODEL" if name == "ref" else f"model {name!r}"
-                raise ValueError(f"this decoder needs a {what}")
-            self._voices[name] = Speaker(self.models[name], self.forest, self.longest)
-        return self._voices[name]
-
-    @property
-    def evaluations(self) -> int:
-        """Token-evaluations of all models so far, prompts left out."""
-        return sum(voice.evaluations for voice in self._voices.values())
-
+from softq.search.best_of import best_of
+from softq.search.chunks import PathRatio, chunk_beam, uniforms
+from softq.search.heard import Heard
+from softq.search.rejection import rejected
+from softq.search.sampling import filtered, sample, uniform
+from softq.search.voice import Likelihood, LogRatio, Speaker, realigned, tuned
 
 Decoder = Callable[..., list[list[Answer]]]
 """(Heard, *, its settings) -> the answers to each prompt, best first."""
@@ -83,9 +42,97 @@ def log_ratio_beam(on: Heard, *, beams: int = 5, n: int = 1, plausible: float = 
     return beam(LogRatio(on.policy, on.voice("ref"), plausible), on.limits, width=beams, n=n)
 
 
+def best_of_n(on: Heard, *, samples: int = 16, n: int = 1, temperature: float = 1.0) -> list[list[Answer]]:
+    """Of the policy's samples those of the highest implicit reward, Σ log π/π_ref: a sum, which favours long answers."""
+    return best_of(_samples(on, samples, temperature), lambda answers: _ratio(on, answers), n=n)
+
+
+def best_of_n_norm(on: Heard, *, samples: int = 16, n: int = 1, temperature: float = 1.0) -> list[list[Answer]]:
+    """Of the policy's samples those of the highest implicit reward a token."""
+    return best_of(_samples(on, samples, temperature), lambda answers: _ratio(on, answers) / _lengths(answers), n=n)
+
+
+def best_of_n_likelihood(on: Heard, *, samples: int = 16, n: int = 1, temperature: float = 1.0) -> list[list[Answer]]:
+    """Of the policy's samples the likeliest."""
+    return best_of(_samples(on, samples, temperature), _logp, n=n)
+
+
+def best_of_n_reward(on: Heard, *, samples: int = 16, n: int = 1, temperature: float = 1.0) -> list[list[Answer]]:
+    """Of the policy's samples those that the model "reward" judges best."""
+    return best_of(_samples(on, samples, temperature), on.rewards, n=n)
+
+
+def best_of_n_random(on: Heard, *, samples: int = 16, n: int = 1, temperature: float = 1.0) -> list[list[Answer]]:
+    """Of the policy's samples any: a control, which costs what the others cost and knows nothing."""
+    return [answers[:n] for answers in _samples(on, samples, temperature)]
+
+
+def rejection(on: Heard, *, samples: int = 16, n: int = 1, temperature: float = 1.0) -> list[list[Answer]]:
+    """Samples of the reference, kept as if drawn from π_ref (π/π_ref)^(1/τ), τ = temperature: the policy itself at 1.
+
+    The largest ratio is taken from the samples, so few of them bend the law towards the reference (RSO, arXiv 2309.06657).
+    """
+    drawn = sample(on.voice("ref"), on.limits, n=samples, seed=on.seed, numbers=on.numbers)
+    chance = torch.stack([uniform(on.seed + 1, number, (samples, samples)) for number in on.numbers.tolist()])
+    return rejected(drawn, lambda answers: _ratio(on, answers), chance, n=n, temperature=temperature)
+
+
+def chunked(
+    on: Heard, *, beams: int = 4, branches: int = 4, length: int = 10, n: int = 1, top_k: int = 50
+) -> list[list[Answer]]:
+    """Chunks of the policy's, of which the log-ratio of a small pair, the models "tuned" and "untuned", keeps the best; of the
+    policy and its reference, where there is no such pair (weak-to-strong search, arXiv 2405.19262)."""
+    names = ("tuned", "untuned") if {"tuned", "untuned"} & on.models.keys() else ("policy", "ref")
+    voices = [Speaker(on.model(name), on.forest, on.longest) for name in names]
+    draw = partial(filtered, top_k=top_k)
+    chances = uniforms(on.seed, on.numbers, beams * branches, on.limits.tokens)
+    sizes = {"width": beams, "branches": branches, "length": length}
+    found = chunk_beam(on.policy, PathRatio(*voices), on.limits, draw, chances, **sizes)
+    on.counted(voices)
+    return [answers[:n] for answers in found]
+
+
+def realigned_sample(on: Heard, *, strength: float = 0.5, n: int = 1, temperature: float = 1.0) -> list[list[Answer]]:
+    """Samples between the reference (0) and the policy (1), or beyond it, as if it had been trained at β/λ (DeRa)."""
+    voice = realigned(on.policy, on.voice("ref"), strength)
+    return sample(voice, on.limits, n=n, seed=on.seed, numbers=on.numbers, temperature=temperature)
+
+
+def tuned_sample(on: Heard, *, strength: float = 1.0, n: int = 1, temperature: float = 1.0) -> list[list[Answer]]:
+    """Samples of the policy, a large base, with the fine-tuning of a small pair, the models "tuned" and "untuned" (EFT)."""
+    voice = tuned(on.policy, on.voice("tuned"), on.voice("untuned"), strength)
+    return sample(voice, on.limits, n=n, seed=on.seed, numbers=on.numbers, temperature=temperature)
+
+
+def _samples(on: Heard, samples: int, temperature: float) -> list[list[Answer]]:
+    return sample(on.policy, on.limits, n=samples, seed=on.seed, numbers=on.numbers, temperature=temperature)
+
+
+def _logp(answers: Sequence[Answer]) -> Tensor:
+    return torch.tensor([each.logp for each in answers], dtype=torch.float64)
+
+
+def _ratio(on: Heard, answers: Sequence[Answer]) -> Tensor:
+    logp, ref_logp = on.logps(answers)
+    return logp - ref_logp
+
+
+def _lengths(answers: Sequence[Answer]) -> Tensor:
+    return torch.tensor([len(each.tokens) for each in answers])
+
+
 DECODERS: Mapping[str, Decoder] = {
     "greedy": greedy,
     "sample": sampled,
     "beam": likelihood_beam,
     "beam_logratio": log_ratio_beam,
+    "best_of_n": best_of_n,
+    "best_of_n_norm": best_of_n_norm,
+    "best_of_n_likelihood": best_of_n_likelihood,
+    "best_of_n_reward": best_of_n_reward,
+    "best_of_n_random": best_of_n_random,
+    "rejection": rejection,
+    "chunk_beam": chunked,
+    "realigned": realigned_sample,
+    "tuned": tuned_sample,
 }

@@ -1,11 +1,12 @@
 """Sampling, and greedy decoding as its limit: answers drawn token by token, with their exact log-probabilities."""
 
+from collections.abc import Callable
+from functools import partial
 from hashlib import blake2b
 
 import torch
 from torch import Tensor
 
-from softq.lm.growing import Growing
 from softq.search.answer import Answer, Limits, answer
 from softq.search.voice import Voice
 
@@ -57,17 +58,28 @@ def sample(
     """
     forest = voice.forest
     numbers = torch.arange(len(forest.last)) if numbers is None else numbers
-    chance = torch.stack([uniform(seed, number, (n, limits.tokens)) for number in numbers.tolist()])
-    chance = chance.flatten(0, 1)
-    at = forest.last.repeat_interleave(n)  # where each sample is
-    ended = torch.zeros(len(at), dtype=torch.bool)
-    for step in range(limits.tokens):
+    chance = torch.stack([uniform(seed, number, (n, limits.tokens)) for number in numbers.tolist()]).flatten(0, 1)
+    draw = partial(filtered, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
+    at, ended = gone_on(voice, limits, draw, forest.last.repeat_interleave(n), chance)
+    found = [answer(forest, *end) for end in zip(at.tolist(), ended.tolist(), strict=True)]
+    return [found[first : first + n] for first in range(0, len(found), n)]
+
+
+def gone_on(
+    voice: Voice, limits: Limits, draw: Callable[[Tensor], Tensor], at: Tensor, chance: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Samples [m] that stand at nodes, gone on by a token a column of `chance` [m, steps]: their nodes then, and which ended.
+
+    draw: logits [n, V] to the log-probabilities that are drawn from, such as `filtered`.
+    """
+    forest, at, ended = voice.forest, at.clone(), torch.zeros(len(at), dtype=torch.bool)
+    for step in range(chance.shape[1]):
         live = (~ended).nonzero()[:, 0]
         if not len(live):
             break
         states, row = at[live].unique(return_inverse=True)
         logits = voice.logits(states)
-        drawn = filtered(logits, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p).cpu()
+        drawn = draw(logits).cpu()
         token = pick(drawn[row], chance[live, step])
         (row, token), same = torch.stack([row, token]).unique(dim=1, return_inverse=True)
         over = limits.ended(forest, states[row], token)
@@ -76,7 +88,7 @@ def sample(
         forest.put("drawn_logp", nodes, drawn[row, token])
         at[live], ended[live] = nodes[same], over[same]
         voice.keep(nodes[~over])
-    return _answers(forest, at, ended, n)
+    return at, ended
 
 
 def uniform(seed: int, number: int, shape: tuple[int, ...]) -> Tensor:
@@ -91,11 +103,3 @@ def pick(logp: Tensor, chance: Tensor) -> Tensor:
     mass = logp.exp().cumsum(-1)
     token = torch.searchsorted(mass, (chance * mass[:, -1])[:, None], right=True)[:, 0]
     return token.clamp(max=logp.shape[-1] - 1)
-
-
-def _answers(forest: Growing, at: Tensor, ended: Tensor, n: int) -> list[list[Answer]]:
-    found = []
-    for node, over in zip(at.tolist(), ended.tolist(), strict=True):
-        said = answer(forest, node, 0.0, ended=over)
-        found.append(said._replace(score=said.logp))
-    return [found[first : first + n] for first in range(0, len(found), n)]

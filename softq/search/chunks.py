@@ -1,0 +1,150 @@
+"""Chunk-level beam search: a proposal writes a chunk at a time, a score of what is there so far keeps the best.
+
+Weak-to-strong search (arXiv 2405.19262): the proposal is a large model, the score the log-ratio of a small tuned and untuned one.
+
+One beam is blockwise best-of-K (controlled decoding, arXiv 2310.17022); one beam and one chunk is best-of-K.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from softq.lm.growing import Growing
+from softq.lm.score import LanguageModel
+from softq.search.answer import Answer, Limits, answer
+from softq.search.sampling import gone_on, uniform
+from softq.search.scoring import logps, tokens_of
+from softq.search.voice import Voice
+
+STATES = 1024  # whose logits exist at once
+
+PathScore = Callable[[Growing, Tensor], Tensor]
+"""(forest, nodes [n]) -> [n]: how good the text up to each node is, higher is better."""
+
+
+def chunk_beam(
+    voice: Voice,
+    score: PathScore,
+    limits: Limits,
+    draw: Callable[[Tensor], Tensor],
+    chances: Sequence[Tensor],
+    *,
+    width: int = 4,
+    branches: int = 4,
+    length: int = 10,
+) -> list[list[Answer]]:
+    """Of each prompt, the `width` best answers: each beam goes on `branches` times by `length` tokens, the best paths stay.
+
+    chances: of each prompt [width * branches, tokens] numbers in [0, 1). Finished paths stay among the beams as long as their
+    score does, unnormalised: a score that grows with length favours what is longer. Paths that are alike count once.
+    """
+    forest = voice.forest
+    beams = {prompt: [node] for prompt, node in enumerate(forest.last.tolist())}
+    ended: set[int] = set()
+    scores: dict[int, float] = {}
+    chance = torch.stack(list(chances))
+    for start in range(0, limits.tokens, length):
+        stem, rows = _stems(beams, ended, width, branches)
+        if not stem:
+            break
+        at, over = gone_on(
+            voice,
+            limits,
+            draw,
+            torch.tensor(stem),
+            torch.stack([chance[p, k] for p, k in rows])[:, start : start + length],
+        )
+        ended |= set(at[over].tolist())
+        fresh = at.unique()
+        scores |= zip(fresh.tolist(), score(forest, fresh).double().tolist(), strict=True)
+        beams = _kept(forest, beams, ended, fresh.tolist(), scores, width)
+        voice.keep(torch.tensor(sorted({node for nodes in beams.values() for node in nodes} - ended)))
+    return [[answer(forest, node, node in ended, scores[node]) for node in nodes] for nodes in beams.values()]
+
+
+def uniforms(seed: int, numbers: Tensor, samples: int, tokens: int) -> list[Tensor]:
+    """The numbers of each prompt: with one beam and one chunk, those of `sampling.sample`."""
+    return [uniform(seed, number, (samples, tokens)) for number in numbers.tolist()]
+
+
+def _stems(
+    beams: dict[int, list[int]], ended: set[int], width: int, branches: int
+) -> tuple[list[int], list[tuple[int, int]]]:
+    """The node that each new sample starts from, and which numbers it has: (prompt, row). A lone beam gets all the samples."""
+    stem, rows = [], []
+    for prompt, nodes in beams.items():
+        live = [node for node in nodes if node not in ended]
+        each = width * branches if len(nodes) == 1 else branches
+        stem += [node for node in live for _ in range(each)]
+        rows += [(prompt, k) for k in range(each * len(live))]
+    return stem, rows
+
+
+def _kept(
+    forest: Growing,
+    beams: dict[int, list[int]],
+    ended: set[int],
+    fresh: list[int],
+    scores: dict[int, float],
+    width: int,
+) -> dict[int, list[int]]:
+    """The best paths of each prompt: those that were finished before, and those that are new; of ties the first."""
+    found: dict[int, dict[tuple[int, ...], int]] = {
+        prompt: {tuple(forest.answer(node)): node for node in nodes if node in ended and node in scores}
+        for prompt, nodes in beams.items()
+    }
+    for node in fresh:
+        found[int(forest.prompt[node])].setdefault(tuple(forest.answer(node)), node)
+    return {
+        prompt: sorted(nodes.values(), key=lambda node: (-scores[node], node))[:width]
+        for prompt, nodes in found.items()
+    }
+
+
+class PathRatio(NamedTuple):
+    """Σ log π_tuned/π_untuned up to a node, nats; what each model says of a node is kept in the forest."""
+
+    tuned: Voice
+    untuned: Voice
+
+    def __call__(self, forest: Growing, nodes: Tensor) -> Tensor:
+        """See `PathScore`."""
+        path = forest.above(nodes)
+        fresh = path[forest.column("ratio")[path].isnan()]
+        for name, voice in (("tuned_logp", self.tuned), ("untuned_logp", self.untuned)):
+            _told(forest, name, voice, fresh)
+        step = forest.column("tuned_logp")[fresh] - forest.column("untuned_logp")[fresh]
+        for depth in forest.depth[fresh].unique().tolist():
+            at = forest.depth[fresh] == depth
+            before = forest.column("ratio")[forest.parent[fresh[at]]].nan_to_num()  # nothing was said of a prompt
+            forest.put("ratio", fresh[at], before + step[at])
+        return forest.column("ratio")[nodes]
+
+
+class TextRatio(NamedTuple):
+    """The same of models that have a tokenizer of their own: the text is told in theirs, and scored whole.
+
+    retold: (prompt's number, tokens) -> the same prompt and text in theirs, (ids [m], ids [k]).
+    """
+
+    models: Mapping[str, LanguageModel]  # "policy", the tuned one, and "ref", the untuned
+    retold: Callable[[int, Sequence[int]], tuple[Tensor, Tensor]]
+
+    def __call__(self, forest: Growing, nodes: Tensor) -> Tensor:
+        """See `PathScore`."""
+        told = [self.retold(int(forest.prompt[node]), forest.answer(node)) for node in nodes.tolist()]
+        rows = [Answer(k, -1, tuple(said.tolist()), False, 0.0, 0.0) for k, (_, said) in enumerate(told)]
+        logp, ref_logp = logps(self.models, tokens_of([prompt for prompt, _ in told], rows))
+        assert ref_logp is not None
+        return logp - ref_logp
+
+
+def _told(forest: Growing, name: str, voice: Voice, nodes: Tensor) -> None:
+    """Keep what a voice says of nodes, [n] nats, asking for the states above them in parts."""
+    states, row = forest.parent[nodes].unique(return_inverse=True)
+    for number, part in enumerate(states.split(STATES)):
+        there = (row >= number * STATES) & (row < number * STATES + len(part))
+        logp = voice.logits(part).log_softmax(-1).cpu()
+        forest.put(name, nodes[there], logp[row[there] - number * STATES, forest.token[nodes[there]]])
