@@ -104,7 +104,7 @@ def _open(objective: Objective, limits: Limits, beams: Beams, n: int, length_pen
     prompt = objective.voices[0].forest.prompt[beams.nodes]
     if not objective.falling:
         return torch.ones(len(prompt), dtype=torch.bool)
-    length = limits.tokens if length_penalty > 0 else step + 1
+    length = limits.tokens if length_penalty > 0 else min(step + 1, limits.tokens)
     nth = [answers[n - 1].score if len(answers) >= n else -torch.inf for answers in beams.answers]
     could = torch.full((len(nth),), -torch.inf, dtype=torch.float64)
     could.scatter_reduce_(0, prompt, beams.scores / length**length_penalty, "amax")

@@ -22,7 +22,7 @@ def filtered(
     logits = logits.double()
     if temperature == 0:
         first = torch.nn.functional.one_hot(logits.argmax(-1), logits.shape[-1])
-        return torch.where(first.bool(), 0.0, -torch.inf)
+        return torch.where(first.bool(), 0.0, -torch.inf).double()
     logp = (logits / temperature).log_softmax(-1)
     if not top_k and top_p >= 1 and min_p <= 0:
         return logp
