@@ -22,7 +22,10 @@ CHUNK = 2**24
 class LanguageModel(Protocol):
     """What a language model is here. TabularLM is one, and so is any causal LM of transformers (`lm.model`)."""
 
-    vocabulary: int
+    @property
+    def vocabulary(self) -> int:
+        """V."""
+        ...
 
     def states(self, tree: Tree) -> Tensor:
         """[N] nodes -> [N, H]: what the head sees after each node."""
