@@ -33,9 +33,9 @@ from softq.data.example import Example, Text
 from softq.data.files import read_rows
 from softq.data.formats import Reading, parse_rows
 from softq.data.read import template
-from softq.lm.load import load
+from softq.lm.load import load, load_reward_model
 from softq.lm.score import Models
-from softq.records import Batch, Method
+from softq.records import Batch, Method, valued
 from softq.training.loop import Step, train
 from softq.training.source import batch_of, conversion
 from softq.training.update import AdamW
@@ -88,6 +88,9 @@ def main() -> int:
             qwen2({"shape": options.shape, "vocabulary": TEXT_VOCABULARY}), dtype=torch.float32
         )
         start = load(model, "start", tokenizer=tokenizer).models
+        model.save_pretrained(Path(work) / "model")
+        rewarding = load_reward_model(str(Path(work) / "model"), tokenizer=tokenizer)
+        start["valued"] = rewarding.policy  # for methods that train a reward model
         numbers = drawn(options, len(data.records))
         teachers = {
             name: teacher(start, data.records, numbers, swap) for name, swap in (("dpo", False), ("reverse", True))
@@ -188,7 +191,7 @@ def made(
     for name, method in named.items():
         if told := conversion("pairs", method, name):
             print(f"{name}: {told}", file=sys.stderr)
-        policy = copy.deepcopy(start["policy"]).requires_grad_(True)
+        policy = copy.deepcopy(start["valued" if valued(method) else "policy"]).requires_grad_(True)
         seen = {model for readout in method.needs for model in readout.models} - {"policy"}
         models = Models({"policy": policy, **{model: frozen[model] for model in sorted(seen)}})
         yield Runner(name, method, running(models, method, soft if name == unsure else records, numbers), [], [])
