@@ -15,7 +15,9 @@ from softq.lm.model import AdapterOff, CausalLM, Uniform, switched_off
 from softq.lm.walk import Again, Cached, Walk, walk
 from softq.mdp.tabular import TabularLM, random_table, token_tree
 
-PROMPTS = [torch.tensor([5, 6, 7, 8, 9, 10, 11]), torch.tensor([12]), torch.tensor([13, 14, 15])]
+PROMPTS = [torch.tensor([5, 6, 7, 8, 9, 10, 11]), torch.tensor([12]), torch.arange(3, 43), torch.tensor([13, 14, 15])]
+
+FLOAT32 = ("gemma2", "bloom", "mamba", "recurrent_gemma")  # their softmax, or their scan, is in float32
 
 
 @cache
@@ -57,14 +59,16 @@ def grown(forest: Growing, seed: int, steps: int) -> Iterator[Tensor]:
 def test_states_are_those_of_each_path_alone(name: str) -> None:
     model = loaded(name)
     forest = Growing(PROMPTS)
-    walker = walk(model, forest, 30)
+    walker = walk(model, forest, 70)
     assert isinstance(walker, Cached if name in SHARING else Again)
     with torch.no_grad():
         for nodes in grown(forest, 0, 8):
             got = model.logits(walker.states(nodes)).log_softmax(-1)
-            within = 1e-5 if name in ("mamba", "recurrent_gemma") else 1e-10  # those scan in float32
+            within = 1e-5 if name in FLOAT32 else 1e-10
             torch.testing.assert_close(got, alone(model, forest, nodes), rtol=within, atol=within, check_dtype=False)
     assert walker.evaluations == 8 * 8
+    if isinstance(walker, Cached):
+        assert [group.prompts.tolist() for group in walker.kept.groups] == [[1, 3, 0], [2]]
 
 
 def beams(forest: Growing, walker: Walk, model: CausalLM, steps: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -74,17 +78,17 @@ def beams(forest: Growing, walker: Walk, model: CausalLM, steps: int) -> Iterato
     for step in range(steps):
         if step > steps // 2:
             live = live[forest.prompt[live] != 1]
-        parents = live.repeat_interleave(3 if step == 0 else 2)[: 9 if step % 2 else 7]
+        parents = live.repeat_interleave(3 if step == 0 else 2)[: 12 if step % 2 else 9]
         nodes = forest.add((17 * torch.arange(len(parents)) + 5 * step) % VOCABULARY, parents)
         yield nodes, model.logits(walker.states(nodes))
-        live = torch.cat([nodes[forest.prompt[nodes] == p][-2:] for p in range(3)])
+        live = torch.cat([nodes[forest.prompt[nodes] == p][-2:] for p in range(4)])
         walker.keep(live)
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "qwen3"])
 def test_what_is_dropped_makes_room_and_changes_nothing(name: str) -> None:
     model, forest = loaded(name), Growing(PROMPTS)
-    walker = walk(model, forest, 90)
+    walker = walk(model, forest, 110)
     assert isinstance(walker, Cached)
     with torch.no_grad():
         for nodes, logits in beams(forest, walker, model, 60):
@@ -95,7 +99,8 @@ def test_what_is_dropped_makes_room_and_changes_nothing(name: str) -> None:
     kept = walker.kept
     assert visited > 100
     assert kept.room <= 80, "slots follow what is alive, 60 steps deep, not what was visited"
-    assert all(keys.shape[2] == kept.width + kept.room for keys, _ in kept.layers.values())
+    for group in kept.groups:
+        assert all(keys.shape[2] == group.width + group.room for keys, _ in group.layers.values())
     behind = torch.arange(len(torch.cat(PROMPTS)), len(forest))
     dropped = behind[kept.slot_of(behind) < 0][:3]
     with torch.no_grad():
@@ -105,7 +110,7 @@ def test_what_is_dropped_makes_room_and_changes_nothing(name: str) -> None:
 
 def test_a_state_is_given_once() -> None:
     model, forest = loaded("llama"), Growing(PROMPTS)
-    walker = walk(model, forest, 30)
+    walker = walk(model, forest, 70)
     node = forest.add(torch.tensor([4]), forest.last[:1])
     with torch.no_grad():
         walker.states(node)
@@ -117,8 +122,9 @@ def test_a_state_is_given_once() -> None:
 
 def test_a_window_that_paths_reach_beyond_is_walked_plainly() -> None:
     model = load(tiny("mistral", sliding_window=12), None, tokenizer=tokenizer()).policy
-    assert isinstance(walk(model, Growing(PROMPTS), 11), Cached)
-    forest = Growing(PROMPTS)
+    short = [*PROMPTS[:2], *PROMPTS[3:]]
+    assert isinstance(walk(model, Growing(short), 11), Cached)
+    forest = Growing(short)
     far = walk(model, forest, 12)
     assert isinstance(far, Again)
     with torch.no_grad():
@@ -135,7 +141,7 @@ def test_the_model_under_an_adapter_is_walked_without_it() -> None:
         for name, parameter in policy.named_parameters():
             parameter.add_(0.1 * torch.randn_like(parameter) if "lora_B" in name else 0.0)
         forest = Growing(PROMPTS)
-        own, base = walk(policy, forest, 30), walk(reference, forest, 30)
+        own, base = walk(policy, forest, 70), walk(reference, forest, 70)
         assert isinstance(own, Cached)
         assert isinstance(base, Cached)
         for nodes in grown(forest, 2, 3):
@@ -169,7 +175,7 @@ def test_a_forest_knows_its_answers() -> None:
     second = forest.add(torch.tensor([7]), first[:1])
     forest.put("logp", second, torch.tensor([-0.5]))
     assert (forest.answer(int(second)), forest.answered(int(second))) == ([3, 7], [int(first[0]), int(second)])
-    assert forest.depth[second].tolist() == [4]
+    assert forest.depth[second].tolist() == [41]
     assert forest.prompt[torch.cat([first, second])].tolist() == [2, 0, 2]
     assert forest.above(second).tolist() == [int(first[0]), int(second)]
     assert forest.column("logp")[second].tolist() == [-0.5]
