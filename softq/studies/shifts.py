@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from random import Random
 
 from softq.lm.load import Loaded
@@ -33,10 +34,12 @@ def wording(world: Guidebook, count: int, rng: Random) -> list[Compared]:
 def style(world: Guidebook, count: int, rng: Random) -> list[Compared]:
     """Answers that know as much as the crowd's, written otherwise: in reverse order, with adverbs and fillers, both of a pair."""
 
-    def styled(prompt: Words, rng: Random) -> Words:
-        return tuple(word for sentence in _styled(world, prompt, rng) for word in sentence)
+    return [_judged(world, rng, partial(styled, world)) for _ in range(count)]
 
-    return [_judged(world, rng, styled) for _ in range(count)]
+
+def styled(world: Guidebook, prompt: Words, rng: Random) -> Words:
+    """An answer in that style."""
+    return tuple(word for sentence in _styled(world, prompt, rng) for word in sentence)
 
 
 CROWD: Mapping[str, Callable[[Guidebook, int, Random], list[Compared]]] = {

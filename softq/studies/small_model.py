@@ -1,7 +1,7 @@
 """A small language model of a generated world: its words, its fine-tuning, the pairs that it learns from, its answers."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple
@@ -48,8 +48,15 @@ def tokenizer_of(world: World) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=words, eos_token=END, pad_token=PAD)
 
 
-def fine_tune(world: World, directory: Path, seed: int, *, answers: int, steps: int) -> None:
-    """A language model from nothing: sft on so many answers of the crowd, 64 a step, saved as transformers saves it."""
+Write = Callable[[Words, Random], Words]
+"""(prompt, chance) -> an answer."""
+
+
+def fine_tune(
+    world: World, directory: Path, seed: int, *, answers: int, steps: int, write: Write | None = None
+) -> None:
+    """A language model from nothing: sft on so many answers of the crowd, or of another who can `write`, 64 a step, saved as
+    transformers saves it."""
     torch.manual_seed(seed)
     tokenizer = tokenizer_of(world)
     end: Any = tokenizer.eos_token_id
@@ -67,10 +74,11 @@ def fine_tune(world: World, directory: Path, seed: int, *, answers: int, steps: 
     )
     loaded = load(AutoModelForCausalLM.from_config(config), None, tokenizer=tokenizer)
     rng = Random(f"crowd {seed}")
+    write = write or world.demonstration
     records = []
     for n in range(answers):
         prompt = rng.choice(world.prompts)
-        records.append(Encoded(f"answer {n}", (completion(prompt, world.demonstration(prompt, rng), tokenizer),)))
+        records.append(Encoded(f"answer {n}", (completion(prompt, write(prompt, rng), tokenizer),)))
     update = AdamW(
         loaded.models,
         steps=steps,

@@ -1,0 +1,84 @@
+"""The three pictures of the study of "From r to Q*"."""
+
+from collections.abc import Mapping
+from statistics import fmean
+from typing import Any
+
+from softq.inspection.plot import Panel, Series, plot
+from softq.studies.dots import Ends, dots
+from softq.studies.r_to_q_text import ARMS, SCORES, Results, searched
+from softq.studies.seeds import spread
+
+KINDS = {"plausible": "the crowd's errors", "random": "any wrong name", "garden path": "popular errors"}
+LINES: Mapping[str, Any] = {"beam": "first", "beam, length penalty 1": "second", "best of n by likelihood": "other"}
+
+
+def pictures(found: Results) -> dict[str, str]:
+    """File name -> SVG."""
+    return {"credit.svg": credit(found), "search.svg": search(found), "falling.svg": falling(found)}
+
+
+def credit(found: Results) -> str:
+    """AUC of finding the wrong word, by kind of error and score."""
+    rows = {
+        label: {
+            said: _ends({seed: one.credit[kind][f"{score}_auc"] for seed, one in found.items()})
+            for score, said in SCORES.items()
+        }
+        for kind, label in KINDS.items()
+    }
+    return dots(
+        rows,
+        title="Which score finds the word that is wrong?",
+        axis="AUC: chance that the wrong word scores below another; bars are 95 % over the seeds",
+        ticks=(0.5, 0.6, 0.7, 0.8, 0.9, 1.0),
+    )
+
+
+def search(found: Results) -> str:
+    """True reward against beams, of both policies, and the length of the answers."""
+    panels = [
+        Panel(f"{said}: {what}", [_line(found, policy, family, figure, kind) for family, kind in LINES.items()])
+        for policy, said, figure, what in (
+            ("dpo", "after dpo", "reward", "true reward"),
+            ("sft", "before", "reward", "true reward"),
+            ("dpo", "after dpo", "length", "tokens"),
+        )
+    ]
+    return plot(
+        panels, axis="beams, or samples", label="True reward against the number of beams", width=760, height=230
+    )
+
+
+def falling(found: Results) -> str:
+    """Implicit rewards of new pairs through training, an arm a panel."""
+    panels = []
+    for arm, said in ARMS.items():
+        steps = [point["step"] for point in next(iter(found.values())).falling[arm]]
+        lines = {
+            side: [fmean(one.falling[arm][n][side] for one in found.values()) for n in range(len(steps))]
+            for side in ("chosen", "rejected")
+        }
+        panels.append(
+            Panel(
+                said, [Series("chosen", steps, lines["chosen"]), Series("rejected", steps, lines["rejected"], "second")]
+            )
+        )
+    label = "Rewards of chosen and rejected answers through training"
+    return plot(
+        panels, axis="step of dpo; β Σ log π/π_ref, mean over new pairs and seeds", label=label, width=860, height=210
+    )
+
+
+def _line(found: Results, policy: str, family: str, figure: str, kind: Any) -> Series:
+    first = next(iter(found.values()))
+    sizes = sorted({row["size"] for row in first.search if (row["policy"], row["family"]) == (policy, family)} | {1})
+    own = [1] if family.startswith("beam") else []
+    y = [fmean(searched(found, policy, "beam" if size in own else family, size, figure).values()) for size in sizes]
+    return Series(family, sizes, y, kind)
+
+
+def _ends(values: Mapping[int, float]) -> Ends:
+    one = spread(values)
+    low, high = one.interval or (one.mean, one.mean)
+    return low, one.mean, high
