@@ -1,0 +1,335 @@
+"""Monte-Carlo tree search: every simulation walks down one path of each prompt's tree, looks one state further, and says it above.
+
+Rewards are implicit, r = β log π/π_ref a token, so that the sum over an answer is its implicit reward. In them the soft value of
+what follows any state is exactly 0, since Σ_a π_ref e^{r/β} = 1: with a soft backup the search gives back the policy that it was
+given, which is what "the policy is a Q-function" says. What it can add, it adds by looking for a maximum (hard backup), by the mean
+of what was tried, or by a value that knows more than the policy. V* itself can not be read off a policy, only these sums.
+
+Every node of the forest that was thought of knows `logp`, `ref_logp`, `reward`, `prior`, `visits` and `value`: its Q, the reward
+of its token and what follows (of a prompt's last node, what follows). And for the search itself: `first` and `children`, the
+number of its first child and how many they are; `guess`, what its leaf value was; `left`, log of the policy's mass on tokens that
+are no children; `ended`. Nodes of rollouts know `logp`, `ref_logp` and `reward` alone.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from softq.lm.growing import Growing
+from softq.search.answer import Answer, Limits, answer
+from softq.search.sampling import pick, uniform
+from softq.search.voice import Voice
+
+Valued = Callable[[Growing, Tensor], Tensor]
+"""(forest, nodes [n]) -> [n]: the reward of what follows each, in units of β log π/π_ref."""
+
+
+class Edges(NamedTuple):
+    """The actions of n states, side by side; where `there` is False stands none."""
+
+    nodes: Tensor  # [n, k] the children
+    there: Tensor  # [n, k] bool
+    value: Tensor  # [n, k] Q
+    visits: Tensor  # [n, k]
+    prior: Tensor  # [n, k] sums to 1
+    ref_logp: Tensor  # [n, k] nats; 0 without a reference
+    guess: Tensor  # [n] the states' own leaf values; nan inside a chunk
+    left: Tensor  # [n] log of the policy's mass on other tokens
+
+
+def puct(edges: Edges) -> Tensor:
+    """P √ΣN / (1 + N) [n, k]: how much there is to find out, where the prior is high first (arXiv 2309.15028)."""
+    total = edges.visits.sum(-1, keepdim=True).clamp(min=1)
+    return edges.prior * total.sqrt() / (1 + edges.visits)
+
+
+def ucb(edges: Edges) -> Tensor:
+    """√(log ΣN / (1 + N)) [n, k], whatever the prior says (arXiv 2408.07199)."""
+    total = edges.visits.sum(-1, keepdim=True).clamp(min=1)
+    return (total.log() / (1 + edges.visits)).sqrt()
+
+
+class Backup(NamedTuple):
+    """What a state is worth by its actions, and which of them is taken in the end."""
+
+    value: Callable[[Edges, float], Tensor]  # of β too; [n]
+    choice: Callable[[Edges, float], Tensor]  # [n, k]: the highest is taken
+
+
+def mean(edges: Edges, beta: float) -> Tensor:
+    """(V_0 + Σ N Q) / (1 + Σ N) [n]: below the maximum, as long as other actions were tried."""
+    return (edges.guess + (edges.visits * edges.value).sum(-1)) / (1 + edges.visits.sum(-1))
+
+
+def hard(edges: Edges, beta: float) -> Tensor:
+    """max Q [n], actions that were not tried with what is guessed of them."""
+    return edges.value.masked_fill(~edges.there, -torch.inf).amax(-1)
+
+
+def soft(edges: Edges, beta: float) -> Tensor:
+    """β log Σ_a π_ref e^{Q/β} [n] over the whole vocabulary: a token that is no child has its reward and its state's guess."""
+    others = edges.left[:, None] + edges.guess[:, None] / beta
+    return beta * torch.cat([_tilted(edges, beta), others], -1).logsumexp(-1)
+
+
+def _tilted(edges: Edges, beta: float) -> Tensor:
+    return (edges.ref_logp + edges.value / beta).masked_fill(~edges.there, -torch.inf)
+
+
+def _most_tried(edges: Edges, beta: float) -> Tensor:
+    """N, and Q where it ties."""
+    tried = edges.visits.masked_fill(~edges.there, -1)
+    return edges.value.masked_fill(tried < tried.amax(-1, keepdim=True), -torch.inf)
+
+
+def _highest(edges: Edges, beta: float) -> Tensor:
+    return edges.value.masked_fill(~edges.there, -torch.inf)
+
+
+SELECTIONS: Mapping[str, Callable[[Edges], Tensor]] = {"puct": puct, "ucb": ucb}
+BACKUPS: Mapping[str, Backup] = {
+    "mean": Backup(mean, _most_tried),
+    "max": Backup(hard, _highest),
+    "soft": Backup(soft, _tilted),
+}
+
+
+class Rules(NamedTuple):
+    """How a tree is searched."""
+
+    simulations: int = 32  # before every action; the first of a search expands the root, so N(root) is their number
+    top_k: int = 10  # actions of a state: the likeliest tokens by the prior; 0: all
+    exploration: float = 3.0  # nats: Q/β + this times the bonus is followed
+    selection: Literal["puct", "ucb"] = "puct"
+    backup: Literal["mean", "max", "soft"] = "max"
+    prior: Literal["policy", "ref"] = "policy"
+    leaf: Literal["implicit", "rollout"] | Valued = "implicit"  # 0; a sampled end's rewards; or what a critic says
+    chunk: int = 1  # tokens of an action: one of the top_k, and behind it the likeliest ones
+    separators: frozenset[int] = frozenset()  # tokens that end a chunk early
+    beta: float = 1.0  # reward per nat
+    seed: int = 0  # of rollouts
+
+
+def tree_search(
+    policy: Voice, reference: Voice | None, limits: Limits, rules: Rules, *, numbers: Tensor | None = None
+) -> list[list[Answer]]:
+    """One answer to each prompt, played action by action; its score is its implicit reward, Σ β log π/π_ref.
+
+    Before every action there are `simulations`, all prompts' leaves in one call of the voices (of a chunk: one call a token). What
+    was found out behind the action that is played stays: N of the next root is what it had, and `simulations` more. The action of
+    the highest Q is played (max), that of the most visits (mean), or that of the highest π_ref e^{Q/β} (soft). Without a reference
+    rewards are β log π. `numbers` [P] name the prompts, as in `sample`.
+    """
+    search = Search(policy, reference, limits, rules, numbers)
+    forest, roots = search.forest, search.forest.last
+    answers: list[list[Answer]] = [[] for _ in roots]
+    forest.put("visits", roots, torch.zeros(len(roots)))
+    while len(roots):
+        for _ in range(rules.simulations):
+            back_up(search, search.expand(select(search, roots)), roots)
+        roots = play(search, roots)
+        for node in roots[search.over(roots)].tolist():
+            reward = float(forest.column("reward")[forest.answered(node)].sum())
+            found = answer(forest, node, reward, ended=bool(forest.column("ended")[node]))
+            answers[found.prompt].append(found)
+        roots = roots[~search.over(roots)]
+        search.narrow(roots)
+    return answers
+
+
+class Search:
+    """The tree, who speaks in it, and what is still open."""
+
+    def __init__(
+        self, policy: Voice, reference: Voice | None, limits: Limits, rules: Rules, numbers: Tensor | None
+    ) -> None:
+        if rules.simulations < 1 or rules.chunk < 1:
+            raise ValueError(f"{rules.simulations} simulations of chunks of {rules.chunk}: expected at least 1 of each")
+        if rules.prior == "ref" and reference is None:
+            raise ValueError("the prior is the reference's, and there is none: give a reference, or prior = policy")
+        if rules.backup == "soft" and rules.leaf == "rollout":
+            raise ValueError("a soft backup knows what follows, 0 exactly: a rollout would only add noise")
+        self.policy, self.reference, self.limits, self.rules = policy, reference, limits, rules
+        self.forest = policy.forest
+        self.open = self.forest.last  # nodes that may be gone on from
+        self._numbers = torch.arange(len(self.forest.last)) if numbers is None else numbers
+        self._expansions = 0
+
+    def over(self, nodes: Tensor) -> Tensor:
+        """[n] bool: ended, or at the limit; nothing follows."""
+        said = self.forest.depth[nodes] - self.forest.depth[self.forest.last[self.forest.prompt[nodes]]]
+        return (self.forest.column("ended")[nodes] == 1) | (said >= self.limits.tokens)
+
+    def edges(self, nodes: Tensor) -> Edges:
+        """The actions of states that were expanded."""
+        column = {name: self.forest.column(name) for name in ("first", "children", "guess", "left")}
+        place = torch.arange(int(column["children"][nodes].max()))
+        there = place < column["children"][nodes, None]
+        kids = column["first"][nodes, None].long() + place * there
+        value, visits, prior, logp, reward = (
+            self.forest.column(name)[kids] for name in ("value", "visits", "prior", "logp", "reward")
+        )
+        ref_logp = logp - reward / self.rules.beta
+        visits, prior = visits * there, prior * there
+        return Edges(kids, there, value, visits, prior, ref_logp, column["guess"][nodes], column["left"][nodes])
+
+    def expand(self, leaves: Tensor) -> Tensor:
+        """[n] leaves -> [n]: what stands at the end of each one's chunk now, with children and a guess; or it is over."""
+        ends = leaves.clone()
+        going = (~self.over(leaves)).nonzero()[:, 0]
+        while len(going):
+            at, branching = ends[going], self._branches(ends[going])
+            logp, ref_logp = self._said(at)
+            self._sprout(at, logp, ref_logp, branching)
+            self._guess(at[branching], logp[branching], ref_logp[branching])
+            ends[going[~branching]] = self.forest.column("first")[at[~branching]].long()
+            going = going[~branching]
+            going = going[~self.over(ends[going])]
+        return ends
+
+    def narrow(self, roots: Tensor) -> None:
+        """Only what stands behind these, and has no children yet, is open."""
+        forest = self.forest
+        under = torch.full((len(forest.last),), -1)
+        under[forest.prompt[roots]] = roots
+        found = self.open[forest.column("first")[self.open].isnan() & (under[forest.prompt[self.open]] >= 0)]
+        goal, above = under[forest.prompt[found]], found
+        while len(lower := (forest.depth[above] > forest.depth[goal]).nonzero()[:, 0]):
+            above = above.index_copy(0, lower, forest.parent[above[lower]])
+        self.open = found[above == goal]
+
+    def _said(self, nodes: Tensor) -> tuple[Tensor, Tensor]:
+        """log π and log π_ref of every next token, [n, V] each; asked once of each node."""
+        voices = [self.policy] if self.reference is None else [self.policy, self.reference]
+        for voice in voices:
+            voice.keep(torch.cat([self.open, nodes]))
+        logp, *others = (voice.logits(nodes).log_softmax(-1) for voice in voices)
+        return logp, others[0] if others else torch.zeros_like(logp)
+
+    def _branches(self, nodes: Tensor) -> Tensor:
+        """[n] bool: whether a chunk ends here."""
+        first = self.forest.last[self.forest.prompt[nodes]]
+        said = self.forest.depth[nodes] - self.forest.depth[first]
+        separators = torch.tensor(sorted(self.rules.separators), dtype=torch.int64)
+        return (said % self.rules.chunk == 0) | torch.isin(self.forest.token[nodes], separators)
+
+    def _sprout(self, at: Tensor, logp: Tensor, ref_logp: Tensor, branching: Tensor) -> None:
+        """The top_k children of states where a chunk ends, and one of others."""
+        likely = logp if self.rules.prior == "policy" else ref_logp
+        likely = likely.masked_fill((logp == -torch.inf) | (ref_logp == -torch.inf), -torch.inf)
+        top, token = likely.topk(min(self.rules.top_k or likely.shape[1], likely.shape[1]), -1)
+        there = (top > -torch.inf).cpu()
+        there[:, 1:] &= branching[:, None]
+        if not there[:, 0].all():
+            raise ValueError("no token is possible for both the policy and the reference")
+        logp, ref_logp = (x.gather(-1, token).double().cpu() for x in (logp, ref_logp))
+        prior = top.double().cpu().masked_fill(~there, -torch.inf).softmax(-1)
+        left = torch.log1p(-(logp.exp() * there).sum(-1).clamp(max=1.0))
+        parent, token = at[there.nonzero()[:, 0]], token.cpu()[there]
+        ended = self.limits.ended(self.forest, parent, token)
+        kids = self._add(token, parent, logp[there], ref_logp[there])
+        reward = self.forest.column("reward")[kids]
+        columns = {"prior": prior[there], "visits": torch.zeros(len(kids)), "value": reward, "ended": ended}
+        for name, values in columns.items():
+            self.forest.put(name, kids, values)
+        count = there.sum(-1)
+        for name, values in {"first": kids[count.cumsum(0) - count], "children": count, "left": left}.items():
+            self.forest.put(name, at, values)
+        self.open = torch.cat([self.open, kids[~self.over(kids)]])
+
+    def _add(self, token: Tensor, parent: Tensor, logp: Tensor, ref_logp: Tensor) -> Tensor:
+        """New nodes [n], with what the voices say of them."""
+        nodes = self.forest.add(token, parent)
+        self.forest.put("logp", nodes, logp)
+        if self.reference is not None:
+            self.forest.put("ref_logp", nodes, ref_logp)
+        self.forest.put("reward", nodes, self.rules.beta * (logp - ref_logp))
+        return nodes
+
+    def _guess(self, at: Tensor, logp: Tensor, ref_logp: Tensor) -> None:
+        """The leaf values of states with children; and of a child, until it is tried, its reward and its state's leaf value.
+
+        Of a rollout: its own rewards, for the state and the child that it went by; 0 behind the others.
+        """
+        if not len(at):
+            return
+        edges = self.edges(at)
+        if self.rules.leaf == "rollout":
+            token, first, guess = self._roll_out(at, logp, ref_logp)
+            went = self.forest.token[edges.nodes] == token[:, None]
+            ahead = torch.where(went, (guess - first)[:, None], 0.0)
+        else:
+            guess = torch.zeros(len(at)) if self.rules.leaf == "implicit" else self.rules.leaf(self.forest, at)
+            guess = guess.double().cpu()
+            ahead = guess[:, None].expand_as(edges.value)
+        value = edges.value + torch.where(self.over(edges.nodes.flatten()).view_as(edges.nodes), 0.0, ahead)
+        self.forest.put("guess", at, guess)
+        self.forest.put("value", edges.nodes[edges.there], value[edges.there])
+
+    def _roll_out(self, at: Tensor, logp: Tensor, ref_logp: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """An answer's end drawn from the policy behind each state: its first token, its reward, and that of all, [n] each."""
+        self._expansions += 1
+        seed = self.rules.seed * 2**32 + self._expansions
+        numbers = self._numbers[self.forest.prompt[at]].tolist()
+        chance = torch.stack([uniform(seed, number, (self.limits.tokens,)) for number in numbers])
+        live, total = torch.arange(len(at)), torch.zeros(len(at), dtype=torch.float64)
+        firsts: tuple[Tensor, Tensor] | None = None
+        for step in range(self.limits.tokens):
+            token = pick(logp.double().cpu(), chance[live, step])
+            ended = self.limits.ended(self.forest, at, token)
+            taken = (x.cpu().gather(-1, token[:, None])[:, 0] for x in (logp, ref_logp))
+            nodes = self._add(token, at, *taken)
+            self.forest.put("ended", nodes, ended)
+            total[live] += self.forest.column("reward")[nodes]
+            firsts = firsts or (token, total.clone())
+            on = ~self.over(nodes)
+            at, live = nodes[on], live[on]
+            if not len(at):
+                break
+            logp, ref_logp = self._said(at)
+        assert firsts is not None
+        return *firsts, total
+
+
+def select(search: Search, roots: Tensor) -> Tensor:
+    """[n] roots -> [n] leaves: down by Q/β + exploration · bonus, until a state has no children."""
+    rules, at = search.rules, roots.clone()
+    while len(inner := (~search.forest.column("first")[at].isnan()).nonzero()[:, 0]):
+        edges = search.edges(at[inner])
+        bonus = rules.exploration * SELECTIONS[rules.selection](edges)
+        score = (edges.value / rules.beta + bonus).masked_fill(~edges.there, -torch.inf)
+        at[inner] = _taken(edges, score)
+    return at
+
+
+def back_up(search: Search, leaves: Tensor, roots: Tensor) -> None:
+    """One more visit, and the value of now, of every node from the leaves [n] up to the roots [n]. What is over is worth its reward."""
+    forest, rules = search.forest, search.rules
+    while len(leaves):
+        ahead = torch.zeros(len(leaves), dtype=torch.float64)
+        inner = (~forest.column("first")[leaves].isnan()).nonzero()[:, 0]
+        if len(inner):
+            edges = search.edges(leaves[inner])
+            worth = BACKUPS[rules.backup].value(edges, rules.beta)
+            ahead[inner] = torch.where(edges.guess.isnan(), edges.value[:, 0], worth)
+        forest.put("value", leaves, forest.column("reward")[leaves].nan_to_num() + ahead)
+        forest.put("visits", leaves, forest.column("visits")[leaves] + 1)
+        up = leaves != roots
+        leaves, roots = forest.parent[leaves[up]], roots[up]
+
+
+def play(search: Search, roots: Tensor) -> Tensor:
+    """[n] roots -> [n]: what stands behind each one's action, the rest of its chunk included as far as it was said."""
+    edges = search.edges(roots)
+    at = _taken(edges, BACKUPS[search.rules.backup].choice(edges, search.rules.beta))
+    forest = search.forest
+    while len(inside := (forest.column("guess")[at].isnan() & ~forest.column("first")[at].isnan()).nonzero()[:, 0]):
+        at[inside] = forest.column("first")[at[inside]].long()
+    return at
+
+
+def _taken(edges: Edges, score: Tensor) -> Tensor:
+    """[n] the children of the highest score, the first where they tie."""
+    return edges.nodes.gather(1, score.argmax(-1, keepdim=True))[:, 0]
