@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from softq.search.beam import beam
 from softq.search.best_of import best_of
 from softq.search.chunks import PathRatio, chunk_beam, uniforms
 from softq.search.heard import Heard
+from softq.search.mcts import Rules, tree_search
 from softq.search.rejection import rejected
 from softq.search.sampling import filtered, sample, uniform
 from softq.search.voice import Likelihood, LogRatio, Speaker, realigned, tuned
@@ -92,6 +94,25 @@ def chunked(
     return [answers[:n] for answers in found]
 
 
+def tree_searched(
+    on: Heard,
+    *,
+    simulations: int = 32,
+    top_k: int = 10,
+    exploration: float = 3.0,
+    selection: Literal["puct", "ucb"] = "puct",
+    backup: Literal["max", "mean", "soft"] = "max",
+    prior: Literal["policy", "ref"] = "policy",
+    leaf: Literal["implicit", "rollout"] = "implicit",
+    chunk: int = 1,
+) -> list[list[Answer]]:
+    """The answer that Monte-Carlo tree search over log π/π_ref plays, with so many simulations before every action."""
+    rules = Rules(
+        simulations, top_k, exploration, selection, backup, prior, leaf, chunk, seed=on.seed
+    )  # β = 1: it changes no choice
+    return tree_search(on.policy, on.voice("ref"), on.limits, rules, numbers=on.numbers)
+
+
 def realigned_sample(on: Heard, *, strength: float = 0.5, n: int = 1, temperature: float = 1.0) -> list[list[Answer]]:
     """Samples between the reference (0) and the policy (1), or beyond it, as if it had been trained at β/λ (DeRa)."""
     voice = realigned(on.policy, on.voice("ref"), strength)
@@ -133,6 +154,7 @@ DECODERS: Mapping[str, Decoder] = {
     "best_of_n_random": best_of_n_random,
     "rejection": rejection,
     "chunk_beam": chunked,
+    "mcts": tree_searched,
     "realigned": realigned_sample,
     "tuned": tuned_sample,
 }

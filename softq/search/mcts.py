@@ -1,14 +1,14 @@
-"""Monte-Carlo tree search: every simulation walks down one path of each prompt's tree, looks one state further, and says it above.
+"""Monte-Carlo tree search: every simulation walks down one path of each prompt's tree, looks one state on, and tells those above.
 
-Rewards are implicit, r = β log π/π_ref a token, so that the sum over an answer is its implicit reward. In them the soft value of
-what follows any state is exactly 0, since Σ_a π_ref e^{r/β} = 1: with a soft backup the search gives back the policy that it was
-given, which is what "the policy is a Q-function" says. What it can add, it adds by looking for a maximum (hard backup), by the mean
-of what was tried, or by a value that knows more than the policy. V* itself can not be read off a policy, only these sums.
+Rewards are implicit, r = β log π/π_ref a token, so that the sum over an answer is its implicit reward. In them the soft value
+of what follows any state is exactly 0, since Σ_a π_ref e^{r/β} = 1: with a soft backup the search gives back the policy that it
+was given, which is what "the policy is a Q-function" says. What it can add, it adds by looking for a maximum (hard backup), by
+the mean of what was tried, or by a value that knows more than the policy. V* can not be read off a policy, only these sums.
 
-Every node of the forest that was thought of knows `logp`, `ref_logp`, `reward`, `prior`, `visits` and `value`: its Q, the reward
-of its token and what follows (of a prompt's last node, what follows). And for the search itself: `first` and `children`, the
-number of its first child and how many they are; `guess`, what its leaf value was; `left`, log of the policy's mass on tokens that
-are no children; `ended`. Nodes of rollouts know `logp`, `ref_logp` and `reward` alone.
+Every node that was thought of knows `logp`, `ref_logp`, `reward`, `prior`, `visits` and `value`: its Q, the reward of its token
+and what follows (of a prompt's last node, what follows). And for the search itself: `first` and `children`, the number of its
+first child and how many they are; `guess`, what its leaf value was; `left`, log of the policy's mass on tokens that are no
+children; `ended`. Nodes of rollouts know `logp`, `ref_logp`, `reward` and `ended` alone.
 """
 
 from collections.abc import Callable, Mapping
@@ -117,10 +117,10 @@ def tree_search(
 ) -> list[list[Answer]]:
     """One answer to each prompt, played action by action; its score is its implicit reward, Σ β log π/π_ref.
 
-    Before every action there are `simulations`, all prompts' leaves in one call of the voices (of a chunk: one call a token). What
-    was found out behind the action that is played stays: N of the next root is what it had, and `simulations` more. The action of
-    the highest Q is played (max), that of the most visits (mean), or that of the highest π_ref e^{Q/β} (soft). Without a reference
-    rewards are β log π. `numbers` [P] name the prompts, as in `sample`.
+    Before every action there are `simulations`, all prompts' leaves in one call of the voices (of a chunk: one call a token).
+    What was found out behind the action that is played stays: N of the next root is what it had, and `simulations` more. The
+    action of the highest Q is played (max), that of the most visits (mean), or that of the highest π_ref e^{Q/β} (soft). Without
+    a reference rewards are β log π. `numbers` [P] name the prompts, as in `sample`.
     """
     search = Search(policy, reference, limits, rules, numbers)
     forest, roots = search.forest, search.forest.last
@@ -132,7 +132,7 @@ def tree_search(
         roots = play(search, roots)
         for node in roots[search.over(roots)].tolist():
             reward = float(forest.column("reward")[forest.answered(node)].sum())
-            found = answer(forest, node, reward, ended=bool(forest.column("ended")[node]))
+            found = answer(forest, node, bool(forest.column("ended")[node]), reward)
             answers[found.prompt].append(found)
         roots = roots[~search.over(roots)]
         search.narrow(roots)
@@ -305,7 +305,10 @@ def select(search: Search, roots: Tensor) -> Tensor:
 
 
 def back_up(search: Search, leaves: Tensor, roots: Tensor) -> None:
-    """One more visit, and the value of now, of every node from the leaves [n] up to the roots [n]. What is over is worth its reward."""
+    """One more visit, and its value as it is now, of every node from the leaves [n] up to the roots [n].
+
+    What is over is worth its reward, every time that it is visited.
+    """
     forest, rules = search.forest, search.rules
     while len(leaves):
         ahead = torch.zeros(len(leaves), dtype=torch.float64)
