@@ -37,7 +37,7 @@ def models(layout: str) -> dict[str, CausalLM]:
 
 def searched(name: str, layout: str, prompts: list[Tensor], numbers: list[int] | None = None) -> list[list[Answer]]:
     on = Heard(models(layout), prompts, LIMITS, seed=3, numbers=numbers)
-    return DECODERS[name](on, **({"n": 2} if name not in ("greedy", "beam_logratio") else {}))
+    return DECODERS[name](on, **({"n": 2} if name not in ("greedy", "beam_logratio", "mcts") else {}))
 
 
 def logp_of(name: str, answers: list[Answer]) -> Tensor:
