@@ -13,14 +13,15 @@ from softq.verify.examples import EXAMPLE_LAWS
 from softq.verify.law import Finding, Law, Result, checked
 from softq.verify.line import Line
 from softq.verify.reading_laws import READING_LAWS
+from softq.verify.search_laws import SEARCH_LAWS
 from softq.verify.step_laws import STEP_LAWS
 from softq.verify.theory import TABLES, THEORY_LAWS, Table
 
 METHOD_LAWS: tuple[Law[Line], ...] = (*STEP_LAWS, *END_LAWS)
 """Every law of a method on tables."""
 
-TABLE_LAWS: tuple[Law[Table], ...] = (*THEORY_LAWS, *READING_LAWS)
-"""Every law of the theory, and of what is read of a policy, on tables."""
+TABLE_LAWS: tuple[Law[Table], ...] = (*THEORY_LAWS, *READING_LAWS, *SEARCH_LAWS)
+"""Every law of the theory, of what is read of a policy, and of search, on tables."""
 
 Some = TypeVar("Some", bound=Law[Any])
 

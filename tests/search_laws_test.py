@@ -1,0 +1,187 @@
+"""Each law of search is red where a decoder has one thing wrong; that they hold, contract_test says."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from softq.search.beam import beam
+from softq.search.mcts import BACKUPS, Backup, Edges, hard, puct, tree_search
+from softq.search.sampling import filtered, pick, sample
+from softq.search.voice import Likelihood, LogRatio, Mixed, Rated, Voice, realigned, tuned
+from softq.verify import search_laws
+from softq.verify.law import Finding
+from softq.verify.suite import named
+from softq.verify.theory import TABLES
+
+
+def narrow(objective: Any, limits: Any, *, width: int, n: int = 1) -> Any:
+    return beam(objective, limits, width=min(width, 4), n=min(n, 4))
+
+
+def wide(objective: Any, limits: Any, *, width: int, n: int = 1) -> Any:
+    return beam(objective, limits, width=width + 2, n=n)
+
+
+def by_length(objective: Any, limits: Any, *, width: int, n: int = 1) -> Any:
+    """Scores divided by length, as transformers does by default."""
+    return beam(objective, limits, width=width, n=n, length_penalty=1.0)
+
+
+class Raw(Likelihood):
+    """Logits summed as they are."""
+
+    def rated(self, nodes: Tensor) -> Rated:
+        logits = self.voice.logits(nodes)
+        nothing = torch.zeros_like(logits[:, 0])
+        return Rated(logits, nothing, {"logp": (logits, nothing)})
+
+
+class RawRatio(LogRatio):
+    """Logits less the reference's."""
+
+    def rated(self, nodes: Tensor) -> Rated:
+        rated = super().rated(nodes)
+        ratio = self.voice.logits(nodes) - self.reference.logits(nodes)
+        return rated._replace(raw=torch.where(rated.raw > -torch.inf, ratio, -torch.inf))
+
+
+class Hasty(LogRatio):
+    """Stops as if a log-ratio could only fall."""
+
+    falling = True
+
+
+def without_reference(policy: Voice, reference: Voice, plausible: float) -> Any:
+    return Likelihood(policy)
+
+
+def backwards(policy: Voice, reference: Voice, plausible: float) -> Any:
+    return LogRatio(reference, policy, plausible)
+
+
+def choosy(policy: Voice, reference: Voice, plausible: float) -> Any:
+    return LogRatio(policy, reference, 0.5)
+
+
+def tempered(voice: Voice) -> Any:
+    return Likelihood(Mixed([(0.5, voice)]))
+
+
+def ruled(**rules: Any) -> Callable:
+    """Tree search by other rules."""
+    return lambda policy, reference, limits, given: tree_search(policy, reference, limits, given._replace(**rules))
+
+
+def swapped(policy: Voice, reference: Voice, limits: Any, rules: Any) -> Any:
+    return tree_search(reference, policy, limits, rules)
+
+
+def children_alone(edges: Edges, beta: float) -> Tensor:
+    """A soft value that leaves out the tokens that are no children."""
+    return beta * (edges.ref_logp + edges.value / beta).masked_fill(~edges.there, -torch.inf).logsumexp(-1)
+
+
+def by_prior(edges: Edges, beta: float) -> Tensor:
+    """A soft value of the prior in place of the reference."""
+    return beta * (edges.prior.log() + edges.value / beta).masked_fill(~edges.there, -torch.inf).logsumexp(-1)
+
+
+def no_bonus(edges: Edges) -> Tensor:
+    return 0 * puct(edges)
+
+
+def probabilities_mixed(policy: Voice, reference: Voice, strength: float) -> Any:
+    """λπ + (1-λ)π_ref: right at 0 and 1."""
+
+    class Average(Mixed):
+        def logits(self, nodes: Tensor) -> Tensor:
+            return sum(weight * voice.logits(nodes).softmax(-1) for weight, voice in self.parts).clamp(min=1e-9).log()  # pyright: ignore
+
+    return Average([(strength, policy), (1 - strength, reference)])
+
+
+def not_renormalised(logits: Tensor, **given: Any) -> Tensor:
+    return torch.where(filtered(logits, **given) > -torch.inf, logits.log_softmax(-1), -torch.inf)
+
+
+def untempered(logits: Tensor, temperature: float = 1.0, **given: Any) -> Tensor:
+    return filtered(logits, **given)
+
+
+SEARCH = "softq.verify.search_laws."
+BROKEN: list[tuple[str, str, Any]] = [
+    ("full beam", SEARCH + "beam", narrow),
+    ("full beam", SEARCH + "beam", by_length),
+    ("full beam", SEARCH + "LogRatio", backwards),
+    ("full beam", SEARCH + "LogRatio", choosy),
+    ("full beam", SEARCH + "LogRatio", without_reference),
+    ("full beam", SEARCH + "Likelihood", tempered),
+    ("one beam", SEARCH + "beam", wide),
+    ("one beam", SEARCH + "LogRatio", backwards),
+    ("two objectives", SEARCH + "LogRatio", without_reference),
+    ("two objectives", SEARCH + "Likelihood", tempered),
+    ("state constants", SEARCH + "Likelihood", Raw),
+    ("state constants", SEARCH + "LogRatio", RawRatio),
+    ("guided beam", SEARCH + "Likelihood", tempered),
+    ("guided beam", SEARCH + "LogRatio", backwards),
+    ("guided beam", SEARCH + "LogRatio", without_reference),
+    ("soft tree", SEARCH + "tree_search", ruled(backup="mean")),
+    ("soft tree", SEARCH + "tree_search", ruled(backup="max")),
+    ("soft tree", SEARCH + "tree_search", ruled(beta=1.0)),
+    ("soft tree", SEARCH + "tree_search", ruled(leaf=lambda forest, nodes: torch.full((len(nodes),), 0.1))),
+    ("soft tree", "softq.search.mcts.BACKUPS", {"soft": Backup(children_alone, BACKUPS["soft"].choice)}),
+    ("soft tree", "softq.search.mcts.BACKUPS", {"soft": Backup(by_prior, BACKUPS["soft"].choice)}),
+    ("hard tree", SEARCH + "tree_search", ruled(backup="mean")),
+    ("hard tree", SEARCH + "tree_search", ruled(backup="soft")),
+    ("hard tree", SEARCH + "tree_search", ruled(top_k=1)),
+    ("hard tree", SEARCH + "tree_search", ruled(simulations=1)),
+    ("hard tree", SEARCH + "tree_search", swapped),
+    ("hard tree", "softq.search.mcts.SELECTIONS", {"ucb": no_bonus}),
+    ("hard tree", "softq.search.mcts.BACKUPS", {"max": Backup(hard, lambda edges, beta: -BACKUPS["max"].choice(edges, beta))}),
+    ("realigned", SEARCH + "realigned", lambda policy, ref, strength: realigned(policy, ref, 1 - strength)),
+    ("realigned", SEARCH + "realigned", lambda policy, ref, strength: realigned(policy, ref, strength**2)),
+    ("realigned", SEARCH + "realigned", probabilities_mixed),
+    ("tuned", SEARCH + "tuned", lambda base, expert, novice, a: tuned(base, novice, expert, a)),
+    ("tuned", SEARCH + "tuned", lambda base, expert, novice, a: Mixed([(1.0, base), (a, expert)])),
+    ("tuned", SEARCH + "tuned", lambda base, expert, novice, a: tuned(base, expert, novice, a**2)),
+    ("tuned", SEARCH + "tuned", lambda base, expert, novice, a: tuned(novice, expert, novice, a)),
+    ("drawn", SEARCH + "filtered", not_renormalised),
+    ("drawn", SEARCH + "filtered", untempered),
+    ("drawn", SEARCH + "sample", lambda voice, limits, n, **given: sample(voice, limits, n=n)),
+    ("drawn", SEARCH + "pick", lambda logp, chance: pick(logp, chance**2)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("law", "name", "broken"), BROKEN)
+def test_a_decoder_with_one_thing_wrong_is_red(
+    law: str, name: str, broken: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(name, broken)
+    (one,) = named(search_laws.SEARCH_LAWS, law)
+    found = one.check(TABLES["token rewards"])
+    assert isinstance(found, Finding)
+    assert not found.green
+    assert found.error > 1e-3
+    assert not found.raised
+
+
+def test_every_law_is_held_here() -> None:
+    assert {law for law, _, _ in BROKEN} == {law.name for law in search_laws.SEARCH_LAWS}
+
+
+def test_what_is_not_exact_is_off_by_a_number_that_is_told() -> None:
+    for law, told in (
+        ("realigned", "KL of answers in nats: 0.043 at λ = 0.5, 0.15 at λ = 2"),
+        ("tuned", "KL of answers on another base: 0.15 nats"),
+    ):
+        found = named(search_laws.SEARCH_LAWS, law)[0].check(TABLES["token rewards"])
+        assert isinstance(found, Finding)
+        assert found.note == told
+
+
+def test_no_number_is_worse_than_any() -> None:
+    assert search_laws.worst(0.0, 2.0) == 2.0
+    assert search_laws.worst(0.0, float("nan"), 2.0) != search_laws.worst(0.0, float("nan"), 2.0)
