@@ -81,12 +81,12 @@ def swapped(policy: Voice, reference: Voice, limits: Any, rules: Any) -> Any:
 
 def children_alone(edges: Edges, beta: float) -> Tensor:
     """A soft value that leaves out the tokens that are no children."""
-    return beta * (edges.ref_logp + edges.value / beta).masked_fill(~edges.there, -torch.inf).logsumexp(-1)
+    return beta * BACKUPS["soft"].choice(edges, beta).logsumexp(-1)
 
 
 def by_prior(edges: Edges, beta: float) -> Tensor:
     """A soft value of the prior in place of the reference."""
-    return beta * (edges.prior.log() + edges.value / beta).masked_fill(~edges.there, -torch.inf).logsumexp(-1)
+    return beta * (edges.of("prior").log() + edges.of("value") / beta).logsumexp(-1)
 
 
 def no_bonus(edges: Edges) -> Tensor:

@@ -27,28 +27,32 @@ Valued = Callable[[Growing, Tensor], Tensor]
 
 
 class Edges(NamedTuple):
-    """The actions of n states, side by side; where `there` is False stands none."""
+    """The actions of n states, side by side."""
 
+    forest: Growing
+    states: Tensor  # [n]
     nodes: Tensor  # [n, k] the children
-    there: Tensor  # [n, k] bool
-    value: Tensor  # [n, k] Q
-    visits: Tensor  # [n, k]
-    prior: Tensor  # [n, k] sums to 1
-    ref_logp: Tensor  # [n, k] nats; 0 without a reference
-    guess: Tensor  # [n] the states' own leaf values; nan inside a chunk
-    left: Tensor  # [n] log of the policy's mass on other tokens
+    there: Tensor  # [n, k] bool; where False, there is none
+
+    def of(self, name: str, otherwise: float = 0.0) -> Tensor:
+        """[n, k] what a column says of the children, and of what is none."""
+        return torch.where(self.there, self.forest.column(name)[self.nodes], otherwise)
+
+    def own(self, name: str) -> Tensor:
+        """[n] what a column says of the states."""
+        return self.forest.column(name)[self.states]
 
 
 def puct(edges: Edges) -> Tensor:
     """P √ΣN / (1 + N) [n, k]: how much there is to find out, where the prior is high first (arXiv 2309.15028)."""
-    total = edges.visits.sum(-1, keepdim=True).clamp(min=1)
-    return edges.prior * total.sqrt() / (1 + edges.visits)
+    visits = edges.of("visits")
+    return edges.of("prior") * visits.sum(-1, keepdim=True).clamp(min=1).sqrt() / (1 + visits)
 
 
 def ucb(edges: Edges) -> Tensor:
     """√(log ΣN / (1 + N)) [n, k], whatever the prior says (arXiv 2408.07199)."""
-    total = edges.visits.sum(-1, keepdim=True).clamp(min=1)
-    return (total.log() / (1 + edges.visits)).sqrt()
+    visits = edges.of("visits")
+    return (visits.sum(-1, keepdim=True).clamp(min=1).log() / (1 + visits)).sqrt()
 
 
 class Backup(NamedTuple):
@@ -60,32 +64,34 @@ class Backup(NamedTuple):
 
 def mean(edges: Edges, beta: float) -> Tensor:
     """(V_0 + Σ N Q) / (1 + Σ N) [n]: below the maximum, as long as other actions were tried."""
-    return (edges.guess + (edges.visits * edges.value).sum(-1)) / (1 + edges.visits.sum(-1))
+    visits = edges.of("visits")
+    return (edges.own("guess") + (visits * edges.of("value")).sum(-1)) / (1 + visits.sum(-1))
 
 
 def hard(edges: Edges, beta: float) -> Tensor:
     """max Q [n], actions that were not tried with what is guessed of them."""
-    return edges.value.masked_fill(~edges.there, -torch.inf).amax(-1)
+    return edges.of("value", -torch.inf).amax(-1)
 
 
 def soft(edges: Edges, beta: float) -> Tensor:
     """β log Σ_a π_ref e^{Q/β} [n] over the whole vocabulary: a token that is no child has its reward and its state's guess."""
-    others = edges.left[:, None] + edges.guess[:, None] / beta
-    return beta * torch.cat([_tilted(edges, beta), others], -1).logsumexp(-1)
+    others = edges.own("left") + edges.own("guess") / beta
+    return beta * torch.cat([_tilted(edges, beta), others[:, None]], -1).logsumexp(-1)
 
 
 def _tilted(edges: Edges, beta: float) -> Tensor:
-    return (edges.ref_logp + edges.value / beta).masked_fill(~edges.there, -torch.inf)
+    """log π_ref + Q/β, where log π_ref = log π - r/β: 0 without a reference."""
+    return edges.of("logp", -torch.inf) + (edges.of("value") - edges.of("reward")) / beta
 
 
 def _most_tried(edges: Edges, beta: float) -> Tensor:
     """N, and Q where it ties."""
-    tried = edges.visits.masked_fill(~edges.there, -1)
-    return edges.value.masked_fill(tried < tried.amax(-1, keepdim=True), -torch.inf)
+    visits = edges.of("visits", -1.0)
+    return edges.of("value").masked_fill(visits < visits.amax(-1, keepdim=True), -torch.inf)
 
 
 def _highest(edges: Edges, beta: float) -> Tensor:
-    return edges.value.masked_fill(~edges.there, -torch.inf)
+    return edges.of("value", -torch.inf)
 
 
 SELECTIONS: Mapping[str, Callable[[Edges], Tensor]] = {"puct": puct, "ucb": ucb}
@@ -162,18 +168,11 @@ class Search:
         said = self.forest.depth[nodes] - self.forest.depth[self.forest.last[self.forest.prompt[nodes]]]
         return (self.forest.column("ended")[nodes] == 1) | (said >= self.limits.tokens)
 
-    def edges(self, nodes: Tensor) -> Edges:
-        """The actions of states that were expanded."""
-        column = {name: self.forest.column(name) for name in ("first", "children", "guess", "left")}
-        place = torch.arange(int(column["children"][nodes].max()))
-        there = place < column["children"][nodes, None]
-        kids = column["first"][nodes, None].long() + place * there
-        value, visits, prior, logp, reward = (
-            self.forest.column(name)[kids] for name in ("value", "visits", "prior", "logp", "reward")
-        )
-        ref_logp = logp - reward / self.rules.beta
-        visits, prior = visits * there, prior * there
-        return Edges(kids, there, value, visits, prior, ref_logp, column["guess"][nodes], column["left"][nodes])
+    def edges(self, states: Tensor) -> Edges:
+        """The actions of states [n] that were expanded."""
+        first, count = (self.forest.column(name)[states, None].long() for name in ("first", "children"))
+        place = torch.arange(int(count.max()))
+        return Edges(self.forest, states, first + place * (place < count), place < count)
 
     def expand(self, leaves: Tensor) -> Tensor:
         """[n] leaves -> [n]: what stands at the end of each one's chunk now, with children and a guess; or it is over."""
@@ -263,10 +262,10 @@ class Search:
         else:
             guess = torch.zeros(len(at)) if self.rules.leaf == "implicit" else self.rules.leaf(self.forest, at)
             guess = guess.double().cpu()
-            ahead = guess[:, None].expand_as(edges.value)
-        value = edges.value + torch.where(self.over(edges.nodes.flatten()).view_as(edges.nodes), 0.0, ahead)
+            ahead = guess[:, None].expand(edges.nodes.shape)
+        kids, ahead = edges.nodes[edges.there], ahead[edges.there].masked_fill(self.over(edges.nodes[edges.there]), 0.0)
         self.forest.put("guess", at, guess)
-        self.forest.put("value", edges.nodes[edges.there], value[edges.there])
+        self.forest.put("value", kids, self.forest.column("reward")[kids] + ahead)
 
     def _roll_out(self, at: Tensor, logp: Tensor, ref_logp: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """An answer's end drawn from the policy behind each state: its first token, its reward, and that of all, [n] each."""
@@ -299,8 +298,7 @@ def select(search: Search, roots: Tensor) -> Tensor:
     while len(inner := (~search.forest.column("first")[at].isnan()).nonzero()[:, 0]):
         edges = search.edges(at[inner])
         bonus = rules.exploration * SELECTIONS[rules.selection](edges)
-        score = (edges.value / rules.beta + bonus).masked_fill(~edges.there, -torch.inf)
-        at[inner] = _taken(edges, score)
+        at[inner] = _taken(edges, edges.of("value", -torch.inf) / rules.beta + bonus)
     return at
 
 
@@ -316,7 +314,7 @@ def back_up(search: Search, leaves: Tensor, roots: Tensor) -> None:
         if len(inner):
             edges = search.edges(leaves[inner])
             worth = BACKUPS[rules.backup].value(edges, rules.beta)
-            ahead[inner] = torch.where(edges.guess.isnan(), edges.value[:, 0], worth)
+            ahead[inner] = torch.where(edges.own("guess").isnan(), edges.of("value")[:, 0], worth)
         forest.put("value", leaves, forest.column("reward")[leaves].nan_to_num() + ahead)
         forest.put("visits", leaves, forest.column("visits")[leaves] + 1)
         up = leaves != roots
