@@ -366,7 +366,9 @@ def test_chunks_end_at_their_length_and_at_separators() -> None:
     for chunk, separators in ((2, frozenset[int]()), (6, frozenset([1, 2]))):
         forest = Growing(PROMPTS)
         voices = [Speaker(TabularLM(tree, table), forest, 9) for table in tables]
-        found = tree_search(*voices, Limits(6), Rules(12, 3, 5.0, "ucb", chunk=chunk, separators=separators))
+        found = tree_search(
+            *voices, Limits(6), Rules(12, 3, 5.0, "ucb", prior="ref", chunk=chunk, separators=separators)
+        )
         assert all(len(answer.tokens) == 6 and not answer.ended for (answer,) in found)
         inner = 0
         for node in (~forest.column("first").isnan()).nonzero()[:, 0].tolist():
@@ -399,6 +401,7 @@ def test_a_token_that_one_of_them_forbids_is_no_action() -> None:
     [
         (Rules(0), "0 simulations of chunks of 1: expected at least 1 of each"),
         (Rules(chunk=0), "32 simulations of chunks of 0: expected at least 1 of each"),
+        (Rules(top_k=-1), "top_k = -1: expected at least 1 action of a state, or 0 for all"),
         (Rules(prior="ref"), "the prior is the reference's, and there is none"),
         (Rules(backup="soft", leaf="rollout"), "a soft backup knows what follows, 0 exactly"),
     ],

@@ -4,6 +4,7 @@ Rewards are implicit, r = β log π/π_ref a token, so that the sum over an answ
 of what follows any state is exactly 0, since Σ_a π_ref e^{r/β} = 1: with a soft backup the search gives back the policy that it
 was given, which is what "the policy is a Q-function" says. What it can add, it adds by looking for a maximum (hard backup), by
 the mean of what was tried, or by a value that knows more than the policy. V* can not be read off a policy, only these sums.
+Inside a chunk there is no choice, and it is worth its rewards' sum: over chunks a soft backup is not exact any more.
 
 Every node that was thought of knows `logp`, `ref_logp`, `reward`, `prior`, `visits` and `value`: its Q, the reward of its token
 and what follows (of a prompt's last node, what follows). And for the search itself: `first` and `children`, the number of its
@@ -153,6 +154,8 @@ class Search:
     ) -> None:
         if rules.simulations < 1 or rules.chunk < 1:
             raise ValueError(f"{rules.simulations} simulations of chunks of {rules.chunk}: expected at least 1 of each")
+        if rules.top_k < 0:
+            raise ValueError(f"top_k = {rules.top_k}: expected at least 1 action of a state, or 0 for all")
         if rules.prior == "ref" and reference is None:
             raise ValueError("the prior is the reference's, and there is none: give a reference, or prior = policy")
         if rules.backup == "soft" and rules.leaf == "rollout":
@@ -215,8 +218,9 @@ class Search:
         return (said % self.rules.chunk == 0) | torch.isin(self.forest.token[nodes], separators)
 
     def _sprout(self, at: Tensor, logp: Tensor, ref_logp: Tensor, branching: Tensor) -> None:
-        """The top_k children of states where a chunk ends, and one of others."""
-        likely = logp if self.rules.prior == "policy" else ref_logp
+        """The top_k children of states where a chunk ends, and of others the policy's likeliest."""
+        by_ref = branching[:, None].to(logp.device) & (self.rules.prior == "ref")
+        likely = torch.where(by_ref, ref_logp, logp)
         likely = likely.masked_fill((logp == -torch.inf) | (ref_logp == -torch.inf), -torch.inf)
         top, token = likely.topk(min(self.rules.top_k or likely.shape[1], likely.shape[1]), -1)
         there = (top > -torch.inf).cpu()
