@@ -20,6 +20,7 @@ BELOW = {
     "training": {"records", "masked", "mdp", "objectives", "lm", "data"},
 }
 BELOW["reading"] = {*BELOW} - {"worlds", "search"}
+BELOW["searching"] = {*BELOW}  # reading with a search: it opens models as reading does, and no study needs to know how
 EVERYTHING = {*BELOW, "verify", "studies"}
 BELOW |= {"verify": EVERYTHING - {"studies"}, "studies": EVERYTHING, "cli": EVERYTHING}
 OUTSIDE = {
@@ -33,6 +34,7 @@ OUTSIDE = {
     "search": {"torch"},
     "inspection": {"torch", "pyarrow", "jinja2", "scipy", "numpy"},
     "reading": {"torch", "transformers", "pyarrow", "numpy"},
+    "searching": {"torch", "transformers", "numpy"},
     "training": {"torch", "accelerate", "pydantic", "transformers", "numpy", "safetensors", "huggingface_hub"},
     "verify": {"torch", "transformers"},
     "studies": {"torch", "transformers", "tokenizers", "numpy"},

@@ -19,6 +19,7 @@ VERBS = {
     "data": "read preference data: what becomes of every row and token; check it, convert it",
     "verify": "the laws that every method, and your own model, must keep",
     "score": "a policy over a data set, token by token, into tables",
+    "search": "answers of the highest value: beams, samples, trees; with what each is worth and costs",
     "inspect": "what a policy learned, as a page: healthy or not, token by token, pair by pair",
     "runs": "list runs: how far each came, its last figures",
     "push": "a finished output to the hub",

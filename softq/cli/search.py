@@ -1,0 +1,125 @@
+"""softq search --policy P --prompts FILE | --prompt TEXT [--method NAME …] [--output FILE] [--tree FILE]"""
+
+import argparse
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+from softq.cli.printable import printable
+from softq.cli.search_flags import asked_of, parsed
+from softq.data.sources import sources
+from softq.data.write import Writer
+from softq.searching.opened import Asked, Opened, opened
+from softq.searching.run import Found, Method, searched
+from softq.training import ranks
+from softq.training.events import OutputError
+
+LETTERS = {"prompt": 70, "answer": 300}  # that are shown where there are several prompts; all of one
+
+
+def run(words: list[str]) -> int:
+    """Open, search, tell as groups finish, write."""
+    options, method = parsed(words)
+    given = {name: value for name, value in vars(options).items() if name in Asked._fields}
+    asked = Asked(**(given | asked_of(options)))
+    writer = _checked(options, asked)
+    of = opened(asked)
+    stderr = Console(stderr=True, highlight=False, soft_wrap=True)
+    for note in of.notes:
+        stderr.print(Text(printable(note)))
+    assert method is not None
+    with ExitStack() as stack:
+        if writer is not None:
+            stack.enter_context(writer)
+        found = list(_told(of, method, asked))
+        for each in sorted(found, key=lambda each: each.number):
+            for row in each.rows if writer is not None else ():
+                writer.write(row)  # pyright: ignore[reportOptionalMemberAccess]
+    stderr.print(Text(_account(found)))
+    if writer is not None:
+        print(f"written to {options.output}")
+    return 0
+
+
+def _checked(options: argparse.Namespace, asked: Asked) -> Writer | None:
+    """What rows are to be written with. ValueError or OutputError before the work, rather than after it."""
+    if ranks.launched() > 1:
+        raise ValueError("softq search runs in one process: start it without a launcher")
+    if options.output is None and options.tree is None and not isinstance(asked.prompts, str):
+        raise ValueError("nothing would be kept of these prompts' answers: give --output FILE")
+    places = [place for place in (options.output, options.tree) if place is not None]
+    read = [] if isinstance(asked.prompts, str) else [source.path for source in sources(list(asked.prompts))]
+    taken = {Path(path).resolve() for path in read}
+    for place in map(Path, places):
+        if place.resolve() in taken:
+            raise OutputError(f"{place}: is read, or written already; name another file to write")
+        taken.add(place.resolve())
+    if options.tree is not None:
+        _check_file("--tree", Path(options.tree), options.overwrite)
+    if options.output is None:
+        return None
+    try:
+        return Writer(options.output, overwrite=options.overwrite)
+    except ValueError as error:
+        raise OutputError(f"--output {error}") from error
+
+
+def _check_file(option: str, place: Path, overwrite: bool) -> None:
+    """OutputError where a file can not be written, or is there."""
+    if place.exists() and not place.is_file():
+        raise OutputError(f"{option} {place} is no file; give a file")
+    if place.exists() and not overwrite:
+        raise OutputError(f"{option} {place}: the file exists; name another, or --overwrite")
+    if not place.parent.is_dir():
+        raise OutputError(f"{option} {place}: there is no directory {place.parent}; make it, or name another")
+    if not os.access(place.parent, os.W_OK | os.X_OK):
+        raise OutputError(f"{option} {place} can not be written: {place.parent} is closed to you; name another")
+
+
+def _told(of: Opened, method: Method, asked: Asked) -> Iterator[Found]:
+    """What is found, on the terminal as it comes."""
+    console = Console(highlight=False, soft_wrap=True)
+    alone = isinstance(asked.prompts, str)
+    how: dict[str, Any] = {"max_new_tokens": asked.max_new_tokens, "stop": asked.stop, "seed": asked.seed}
+    for found in searched(of, method, **how):
+        if not alone:
+            console.print(Text(_short(_plain(found.prompt.text), LETTERS["prompt"], end=True), "dim"))
+        for row in found.rows:
+            said = printable(_plain(row["completion"]).strip())
+            console.print(Text(said if alone else _short(said, LETTERS["answer"])))
+            console.print(Text(_figures(row), "cyan"))
+        yield found
+
+
+def _plain(text: Any) -> str:
+    """A text, or what the last of its messages says."""
+    return text if isinstance(text, str) else str(text[-1].get("content") or "")
+
+
+def _short(text: str, letters: int, *, end: bool = False) -> str:
+    text = printable(" ".join(text.split()))
+    if len(text) <= letters:
+        return text
+    return f"…{text[-letters:]}" if end else f"{text[:letters]}…"
+
+
+def _figures(row: dict[str, Any]) -> str:
+    """What is known of an answer, in a line."""
+    reward = "" if row["reward"] is None else f"  reward {row['reward']:+.3f}"
+    cut = "" if row["ended"] else ", cut"
+    tokens = f"{row['tokens']} token{'s' if row['tokens'] != 1 else ''}{cut}"
+    return f"  {row['rank'] + 1}. score {row['score']:.3f}  log π {row['logp']:.3f}{reward}  {tokens}"
+
+
+def _account(found: list[Found]) -> str:
+    rows = [row for each in found for row in each.rows]
+    first = [each.rows[0] for each in found if each.rows]
+    evaluations, seconds = (sum(row[name] for row in first) for name in ("evaluations", "seconds"))
+    prompts = f"{len(found):,} prompt{'s' if len(found) != 1 else ''}"
+    answers = f"{len(rows):,} answer{'s' if len(rows) != 1 else ''}"
+    return f"{prompts}, {answers}, {evaluations:,.0f} token-evaluations, {seconds:.1f} s"
