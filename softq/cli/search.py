@@ -3,7 +3,7 @@
 import argparse
 import os
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,16 @@ from rich.text import Text
 from softq.cli.printable import printable
 from softq.cli.search_flags import asked_of, parsed
 from softq.data.sources import sources
+from softq.data.store import write_text
 from softq.data.write import Writer
+from softq.inspection.tree_page import Explored, tree_page
 from softq.searching.opened import Asked, Opened, opened
 from softq.searching.run import Found, Method, searched
+from softq.searching.trees import explored
 from softq.training import ranks
 from softq.training.events import OutputError
 
+TREES = 40  # that a page has
 LETTERS = {"prompt": 70, "answer": 300}  # that are shown where there are several prompts; all of one
 
 
@@ -33,17 +37,30 @@ def run(words: list[str]) -> int:
     for note in of.notes:
         stderr.print(Text(printable(note)))
     assert method is not None
-    with ExitStack() as stack:
+    rows: dict[int, tuple[dict[str, Any], ...]] = {}
+    trees: dict[int, Explored] = {}
+    with writer or nullcontext():
+        for found in _told(of, method, asked):
+            rows[found.number] = found.rows
+            if options.tree is not None and found.number < TREES:
+                trees[found.number] = explored(of, found)
         if writer is not None:
-            stack.enter_context(writer)
-        found = list(_told(of, method, asked))
-        for each in sorted(found, key=lambda each: each.number):
-            for row in each.rows if writer is not None else ():
-                writer.write(row)  # pyright: ignore[reportOptionalMemberAccess]
-    stderr.print(Text(_account(found)))
+            for row in (row for number in sorted(rows) for row in rows[number]):
+                writer.write(row)
+    stderr.print(Text(_account([*rows.values()])))
     if writer is not None:
         print(f"written to {options.output}")
+    if options.tree is not None:
+        if len(rows) > len(trees):
+            stderr.print(f"the page has the trees of the first {len(trees)} prompts of {len(rows):,}")
+        _draw(Path(options.tree), [trees[number] for number in sorted(trees)], asked.policy, of.beta, method)
     return 0
+
+
+def _draw(place: Path, trees: list[Explored], policy: str, beta: float | None, method: Method) -> None:
+    """The page of the first trees."""
+    write_text(place, tree_page(trees, policy=policy, method=method.name, settings=method.settings, beta=beta))
+    print(f"written to {place}")
 
 
 def _checked(options: argparse.Namespace, asked: Asked) -> Writer | None:
@@ -116,9 +133,9 @@ def _figures(row: dict[str, Any]) -> str:
     return f"  {row['rank'] + 1}. score {row['score']:.3f}  log π {row['logp']:.3f}{reward}  {tokens}"
 
 
-def _account(found: list[Found]) -> str:
-    rows = [row for each in found for row in each.rows]
-    first = [each.rows[0] for each in found if each.rows]
+def _account(found: list[tuple[dict[str, Any], ...]]) -> str:
+    rows = [row for each in found for row in each]
+    first = [each[0] for each in found if each]
     evaluations, seconds = (sum(row[name] for row in first) for name in ("evaluations", "seconds"))
     prompts = f"{len(found):,} prompt{'s' if len(found) != 1 else ''}"
     answers = f"{len(rows):,} answer{'s' if len(rows) != 1 else ''}"

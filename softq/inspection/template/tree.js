@@ -1,0 +1,162 @@
+// What the page was given, and where it stands: a tree's nodes in chips, from left to right.
+
+const field = (id) => document.getElementById(id);
+const given = JSON.parse(field("data").textContent);
+const LINE = 21; // px of a line of tokens
+const WIDE = 340; // px after which a chip begins a new line
+const PAD = 4; // px around the tokens of a chip
+const BELOW = 9; // px between a chip and the next one below
+const LINK = 44; // px between a chip and those behind it
+const SIGN = 22; // px that an answer's number takes
+const UNSEEN = /[\u0000-\u001f\u007f-\u009f\u00ad\u200b\u200e\u200f\u202a-\u202e\u2060\u2066-\u2069\ufeff]/g;
+const MARKS = { "\n": "↵", "\t": "→", "\r": "␍" };
+
+function make(tag, name = "", ...contents) {
+  const element = document.createElement(tag);
+  if (name) element.className = name;
+  element.append(...contents);
+  return element;
+}
+
+function draw(tag, attributes = {}, ...contents) {
+  const element = document.createElementNS("http://www.w3.org/2000/svg", tag);
+  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
+  element.append(...contents);
+  return element;
+}
+
+function number(value, digits = 3) {
+  if (value === null || value === undefined || Number.isNaN(value)) return "–";
+  return value.toFixed(digits).replace(/^-(?=0\.?0*$)/, "").replace("-", "−");
+}
+
+function signed(value, digits = 3) {
+  const text = number(value, digits);
+  return value > 0 && /[1-9]/.test(text) ? `+${text}` : text;
+}
+
+// A count whole, another number with three digits behind the point.
+function plain(value) {
+  return Number.isInteger(value) ? value.toLocaleString("en").replace("-", "−") : number(value);
+}
+
+function percent(logp) {
+  if (logp === null || logp === undefined) return "–";
+  const share = 100 * Math.exp(logp);
+  return `${share >= 9.95 ? share.toFixed(0) : share >= 0.01 ? share.toPrecision(2) : "<0.01"}%`;
+}
+
+// A token's text with signs for what can not be seen. Nothing of it is ever markup.
+function seen(text) {
+  if (text === "") return "∅";
+  const marked = text.replace(UNSEEN, (sign) => MARKS[sign] ?? `U+${sign.charCodeAt(0).toString(16).toUpperCase().padStart(4, "0")}`);
+  return /^ +$/.test(marked) ? marked.replaceAll(" ", "·") : marked;
+}
+
+const canvas = document.createElement("canvas").getContext("2d");
+const widths = new Map();
+function width(text) {
+  if (!widths.has(text)) widths.set(text, canvas.measureText(text).width + 3);
+  return widths.get(text);
+}
+
+// A tree as the page needs it: below[n] are the nodes behind n, best answers first, then the likeliest; root is -1.
+class Grown {
+  constructor(of) {
+    this.of = of;
+    this.size = of.parent.length;
+    this.rank = new Array(this.size).fill(Infinity); // of the best answer that a node leads to
+    of.answers.forEach(({ node }, rank) => {
+      for (let at = node; at >= 0 && this.rank[at] === Infinity; at = of.parent[at]) this.rank[at] = rank;
+    });
+    this.ends = new Map(of.answers.map(({ node }, rank) => [node, rank]).reverse());
+    this.below = Array.from({ length: this.size + 1 }, () => []);
+    of.parent.forEach((above, node) => this.behind(above).push(node));
+    const logp = of.columns.logp;
+    for (const nodes of this.below) nodes.sort((a, b) => this.rank[a] - this.rank[b] || (logp[b] ?? 0) - (logp[a] ?? 0) || a - b);
+    const ref = of.columns.ref_logp;
+    this.reward = ref && logp.map((value, node) => (value === null || ref[node] === null ? null : given.beta * (value - ref[node])));
+  }
+
+  behind(node) {
+    return this.below[node < 0 ? this.size : node];
+  }
+
+  path(node) {
+    const nodes = [];
+    for (let at = node; at >= 0; at = this.of.parent[at]) nodes.push(at);
+    return nodes.reverse();
+  }
+
+  known(name, node) {
+    return this.of.columns[name]?.[node] ?? null;
+  }
+}
+
+// Chips: runs of nodes without a choice between them, each with the chips behind it. `all`: with what was given up.
+function chips(tree, all) {
+  const visible = (node) => tree.behind(node).filter((each) => all || tree.rank[each] < Infinity);
+  const from = (node) => {
+    const run = [node];
+    for (;;) {
+      const next = visible(run.at(-1));
+      if (next.length !== 1 || tree.ends.has(run.at(-1)) || (tree.rank[next[0]] === Infinity) !== (tree.rank[node] === Infinity)) break;
+      run.push(next[0]);
+    }
+    return run;
+  };
+  const root = { nodes: [], behind: [], above: null };
+  const open = [[root, visible(-1)]];
+  while (open.length) {
+    const [chip, nodes] = open.pop();
+    for (const node of nodes) {
+      const run = from(node);
+      const one = { nodes: run, behind: [], above: chip };
+      chip.behind.push(one);
+      open.push([one, visible(run.at(-1))]);
+    }
+  }
+  return root;
+}
+
+// Lines of tokens: where each stands in its chip, and how large the chip is.
+function fill(chip, texts, sign) {
+  chip.spots = [];
+  let [x, line, most] = [PAD, 0, 0];
+  for (const text of texts) {
+    const wide = width(text);
+    if (x > PAD && x + wide > WIDE) [x, line] = [PAD, line + 1];
+    chip.spots.push({ x, y: PAD + line * LINE, width: wide, text });
+    x += wide + 1;
+    most = Math.max(most, x);
+  }
+  chip.width = most + PAD + sign;
+  chip.height = (line + 1) * LINE + 2 * PAD - 2;
+}
+
+// From the leaves to the root how much room each takes, then from the root to the leaves where it is.
+function arrange(root) {
+  const order = [root];
+  for (const chip of order) order.push(...chip.behind);
+  for (const chip of [...order].reverse()) {
+    chip.room = Math.max(chip.height + BELOW, chip.behind.reduce((sum, each) => sum + each.room, 0));
+  }
+  root.x = 0;
+  root.top = 0;
+  for (const chip of order) {
+    const inside = chip.behind.reduce((sum, each) => sum + each.room, 0);
+    let top = chip.top + (chip.room - inside) / 2;
+    for (const each of chip.behind) {
+      [each.x, each.top] = [chip.x + chip.width + LINK, top];
+      top += each.room;
+    }
+  }
+  for (const chip of [...order].reverse()) {
+    const [first, last] = [chip.behind[0], chip.behind.at(-1)];
+    const middle = first ? (first.middle + last.middle) / 2 : chip.top + chip.room / 2;
+    const half = (chip.height + BELOW) / 2;
+    chip.middle = Math.min(Math.max(middle, chip.top + half), chip.top + chip.room - half);
+    chip.y = chip.middle - chip.height / 2;
+  }
+  return order;
+}
