@@ -1,5 +1,6 @@
 """The tree page as a reader meets it, in a headless Chromium: what is drawn, hovered, chosen and typed."""
 
+import math
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -67,7 +68,12 @@ def test_runs_are_chips_and_ends_are_marked(page: Any) -> None:
     lefts = page.evaluate("[...document.querySelectorAll('.chip')].map(e => e.getBoundingClientRect().left)")
     assert lefts[0] < lefts[1] == lefts[2] < lefts[3] == lefts[4]
     widths = page.evaluate("[...document.querySelectorAll('.edge')].map(e => Number(e.getAttribute('stroke-width')))")
-    assert widths == [6.0, 0.8, 6.0, pytest.approx(0.8 + 5.2 * 3 / 5, abs=0.01)]
+    assert widths == [
+        6.0,
+        pytest.approx(0.8 + 5.2 * math.exp(-3), abs=0.01),
+        6.0,
+        pytest.approx(0.8 + 5.2 * 3 / 5, abs=0.01),
+    ]
 
 
 def test_hover_tells_what_is_known(page: Any) -> None:
