@@ -15,7 +15,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, PreTr
 from softq.cli import search_flags
 from softq.data.read import read
 from softq.lm.tokenizer import load_tokenizer
-from softq.search.decoders import DECODERS, Heard
+from softq.search.decoders import DECODERS
+from softq.search.heard import Heard
 from softq.search.sampling import sample
 from softq.searching import run as searching
 from softq.searching.words import completion, stopped

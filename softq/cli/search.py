@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.text import Text
 
 from softq.cli.printable import printable
+from softq.cli.search_compare import compare
 from softq.cli.search_flags import asked_of, parsed
 from softq.data.sources import sources
 from softq.data.store import write_text
@@ -31,12 +32,15 @@ def run(words: list[str]) -> int:
     options, method = parsed(words)
     given = {name: value for name, value in vars(options).items() if name in Asked._fields}
     asked = Asked(**(given | asked_of(options)))
+    if ranks.launched() > 1:
+        raise ValueError("softq search runs in one process: start it without a launcher")
+    if method is None:
+        return compare(options, asked)
     writer = _checked(options, asked)
     of = opened(asked)
     stderr = Console(stderr=True, highlight=False, soft_wrap=True)
     for note in of.notes:
         stderr.print(Text(printable(note)))
-    assert method is not None
     rows: dict[int, tuple[dict[str, Any], ...]] = {}
     trees: dict[int, Explored] = {}
     with writer or nullcontext():
@@ -65,8 +69,6 @@ def _draw(place: Path, trees: list[Explored], policy: str, beta: float | None, m
 
 def _checked(options: argparse.Namespace, asked: Asked) -> Writer | None:
     """What rows are to be written with. ValueError or OutputError before the work, rather than after it."""
-    if ranks.launched() > 1:
-        raise ValueError("softq search runs in one process: start it without a launcher")
     if options.output is None and options.tree is None and not isinstance(asked.prompts, str):
         raise ValueError("nothing would be kept of these prompts' answers: give --output FILE")
     places = [place for place in (options.output, options.tree) if place is not None]

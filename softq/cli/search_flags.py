@@ -31,6 +31,10 @@ def parsed(words: list[str]) -> tuple[argparse.Namespace, Method | None]:
     first, _ = _options().parse_known_args([word for word in words if word not in ("-h", "--help")])
     if first.compare is not None and first.method is not None:
         raise ValueError("--compare names decoders of its own: leave out --method")
+    if first.compare is not None and first.tree is not None:
+        raise ValueError("--tree draws one decoder's search: leave it out, or --compare")
+    if first.compare is None and first.judge is not None:
+        raise ValueError("--judge is read with --compare only")
     name = None if first.compare is not None else first.method or DEFAULT
     parser = _parser(name)
     options, unknown = parser.parse_known_args(words)
@@ -182,7 +186,7 @@ OPTIONS: Mapping[str, Mapping[str, tuple[str, dict[str, Any]]]] = {
     },
     "what is told": {
         "--output": (
-            "rows of prompt and completion, with their figures: .jsonl, or another file of data",
+            "rows of prompt and completion, with their figures: .jsonl, or another file of data; with --compare a directory",
             _metavar("FILE"),
         ),
         "--tree": ("a page that draws what was thought of", _metavar("FILE")),

@@ -11,7 +11,8 @@ from softq.data.write import row
 from softq.lm.growing import Growing
 from softq.lm.score import LanguageModel
 from softq.search.answer import Answer, Limits
-from softq.search.decoders import Decoder, Heard
+from softq.search.decoders import Decoder
+from softq.search.heard import Heard
 from softq.searching.full import full
 from softq.searching.opened import Opened
 from softq.searching.prompts import Prompt
