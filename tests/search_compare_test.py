@@ -187,7 +187,7 @@ def test_compare_end_to_end(policy: Path, reference: Path, tmp_path: Path, capsy
     [
         (["--compare", "beam:3"], "--compare needs --judge"),
         (["--judge", "world"], "--judge is read with --compare only"),
-        (["--compare", "greedy:3", "--judge", "world"], "greedy has no setting"),
+        (["--compare", "greedy:3", "--judge", "world"], "greedy has no setting that is a number"),
         (["--compare", "beam:x", "--judge", "world"], "--beams 'x'"),
         (["--compare", "bean", "--judge", "world"], "no decoder 'bean'; did you mean beam?"),
         (["--compare", "beam:5,beam", "--judge", "world"], "names beam twice"),

@@ -1,6 +1,5 @@
 """The tree page as a reader meets it, in a headless Chromium: what is drawn, hovered, chosen and typed."""
 
-import math
 import shutil
 from collections.abc import Iterator
 from pathlib import Path

@@ -4,7 +4,7 @@ import argparse
 import inspect
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
@@ -62,13 +62,13 @@ def method(name: str, given: Mapping[str, Any]) -> Method:
 
 
 def compared(text: str) -> list[Method]:
-    """Decoders as --compare names them: beam:5,sample:8,greedy; a number is a decoder's first setting."""
+    """Decoders as --compare names them: beam:5,sample:8,greedy; a number is the first setting that is one."""
     found = []
     for part in text.split(","):
         name, _, number = part.strip().partition(":")
-        fields = list(schema(name).model_fields)
+        fields = [key for key, info in schema(name).model_fields.items() if info.annotation in (int, float)]
         if number and not fields:
-            raise ValueError(f"--compare {part}: {name} has no setting; give {name}")
+            raise ValueError(f"--compare {part}: {name} has no setting that is a number; give {name}")
         found.append(method(name, {fields[0]: number} if number else {}))
     if again := [one for n, one in enumerate(found) if one in found[:n]]:
         raise ValueError(f"--compare names {again[0].name} twice at the same settings")
@@ -114,6 +114,8 @@ def _parser(name: str | None) -> Parser:
 
 
 def _kind(annotation: Any) -> str:
+    if get_origin(annotation) is Literal:
+        return "|".join(map(str, get_args(annotation)))
     return {int: "INT", float: "NUMBER", bool: "true|false"}.get(annotation, "TEXT")
 
 

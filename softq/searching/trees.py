@@ -16,9 +16,12 @@ MOST = 4000  # nodes of a tree that are drawn
 OWN = ("logp", "ref_logp")
 """Columns that are scored anew, in full: what a decoder wrote may be of a mixture of models, or missing."""
 
+INNER = ("reward", "first", "children", "left", "ended")
+"""Columns that a decoder keeps for itself, or that the page makes of the full scores."""
+
 
 def explored(of: Opened, found: Found) -> Explored:
-    """The tree of one prompt: all answers, and of the rest what was thought of first where there is too much of it."""
+    """The tree of one prompt: all answers, and of the rest, where there is too much of it, what was visited or thought of first."""
     forest = found.forest
     behind = (forest.prompt == found.member).nonzero()[:, 0]
     behind = behind[behind > forest.last[-1]]
@@ -26,7 +29,7 @@ def explored(of: Opened, found: Found) -> Explored:
     place = {node: n for n, node in enumerate(nodes.tolist())}
     parent = [place.get(above, -1) for above in forest.parent[nodes].tolist()]
     token = forest.token[nodes].tolist()
-    columns = {name: forest.column(name)[nodes].tolist() for name in forest.columns if name not in OWN}
+    columns = {name: forest.column(name)[nodes].tolist() for name in forest.columns if name not in OWN + INNER}
     answers = [
         Given(place[answer.node], _text(row["completion"]), answer.score, answer.ended, row["logp"], row["reward"])
         for answer, row in zip(found.answers, found.rows, strict=True)
@@ -45,9 +48,12 @@ def explored(of: Opened, found: Found) -> Explored:
 
 
 def _kept(found: Found, behind: Tensor) -> Tensor:
-    """At most MOST nodes beside those of answers, in order."""
+    """At most MOST nodes, and those of answers, in order: visited ones before the others, where visits are counted."""
+    forest = found.forest
+    visited = forest.column("visits")[behind] > 0
+    some = torch.cat([behind[visited], behind[~visited]])[:MOST]
     ends = torch.tensor([answer.node for answer in found.answers], dtype=torch.int64)
-    return torch.cat([behind[:MOST], found.forest.above(ends)]).unique()
+    return forest.above(torch.cat([some, ends]))
 
 
 def _text(text: object) -> str:

@@ -28,8 +28,8 @@ function shade(node) {
 
 // How thick the way to a chip is: by visits where there are any, else by how likely its first token is.
 function weight(node) {
-  const visits = tree.known("visits", node);
-  if (visits === null) return 0.8 + 5.2 * Math.exp(tree.known("logp", node) ?? -9);
+  if (!tree.of.columns.visits) return 0.8 + 5.2 * Math.exp(tree.known("logp", node) ?? -9);
+  const visits = tree.known("visits", node) ?? 0;
   const beside = tree.behind(tree.of.parent[node]).map((each) => tree.known("visits", each) ?? 0);
   return 0.8 + 5.2 * (visits / Math.max(1, ...beside));
 }
