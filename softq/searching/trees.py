@@ -21,7 +21,7 @@ INNER = ("reward", "first", "children", "left", "ended")
 
 
 def explored(of: Opened, found: Found) -> Explored:
-    """The tree of one prompt: all answers, and of the rest, where there is too much of it, what was visited or thought of first."""
+    """The tree of one prompt: all answers, and where the rest is too much, what was visited, or thought of first."""
     forest = found.forest
     behind = (forest.prompt == found.member).nonzero()[:, 0]
     behind = behind[behind > forest.last[-1]]
