@@ -107,6 +107,7 @@ COLUMNS: Mapping[str, Column] = {
     "advantage": Column("token", "reward", "how much better an action was than expected"),
     "old_logp": Column("token", "nats", "log-probability under the policy that sampled the action"),
     "ref_logp": Column("token", "nats", "log-probability under the reference, stored: it need not be scored again"),
+    "value_target": Column("token", "reward", "what the value of the state behind the action is drawn to"),
     "diff": Column("token", "0 or 1", "whether the action stands in what a pair's completions do not share"),
     "source": Column("row", "number", "which source of data the row came from"),
 }

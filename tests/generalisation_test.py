@@ -181,7 +181,7 @@ def test_accuracy_is_strict_and_of_the_reward_that_is_trained(tmp_path: Path) ->
 
 
 def test_the_command_knows_which_options_are_whose(tmp_path: Path) -> None:
-    assert set(METHODS) - set(POLICIES) == {"rm"}
+    assert set(METHODS) - set(POLICIES) == {"rm", "value", "soft_value"}
     with pytest.raises(ValueError, match="--methods is read by family; generalisation has methods of its own"):
         study(["generalisation", "--output", str(tmp_path / "a"), "--methods", "dpo"])
     with pytest.raises(ValueError, match="--methods: rm trains a reward model, which answers nothing; leave it out"):

@@ -16,6 +16,7 @@ from plain import (
     token_level,
     transport,
     unpaired,
+    values,
 )
 from plain.arithmetic import taken
 
@@ -34,6 +35,7 @@ SHAPES = (
     distillation,
     demonstrations,
     reward_model,
+    values,
     policy_gradient,
 )
 LOSSES = {name: loss for shape in SHAPES for name, loss in shape.LOSSES.items()}

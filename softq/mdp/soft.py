@@ -52,6 +52,17 @@ def soft_backup(tree: TokenTree, reward: Tensor, ref_logp: Tensor, *, beta: floa
     return Optimum(q, q_maxent, value, (q_maxent - value[:, None]) / beta)
 
 
+def mean_backup(tree: TokenTree, reward: Tensor, logp: Tensor) -> Tensor:
+    """Q(s,a) = r(s,a) + E_π[Q(s',·)] [S, V] in reward: what a policy [S, V] in nats earns from an action on. No maximum, no β."""
+    value = torch.zeros(len(tree.prefixes), dtype=reward.dtype)
+    q = torch.zeros_like(reward)
+    for depth in range(int(tree.depth.max()), -1, -1):
+        layer = (tree.depth == depth).nonzero()[:, 0]
+        q[layer] = reward[layer] + _after(tree, value)[layer]
+        value[layer] = masked.product(logp[layer].exp(), q[layer]).sum(-1)
+    return q
+
+
 def soft_value(q_maxent: Tensor, *, beta: float) -> Tensor:
     """V = β log Σ_a e^{q_maxent/β} (eq 6): [S, V] -> [S]."""
     return beta * (q_maxent / beta).logsumexp(-1)

@@ -16,6 +16,7 @@ from softq.objectives.sides import apo_down, apo_zero, bco_pair, nca, sppo_hard
 from softq.objectives.token_level import bmc, cringe, tdpo1, tdpo2, wpo
 from softq.objectives.transport import aot, aot_unpaired
 from softq.objectives.unpaired import apo_unpaired, bco, kto
+from softq.objectives.values import soft_value, value
 from softq.records import Method
 
 METHODS: Mapping[str, Callable[..., Method]] = {
@@ -69,4 +70,6 @@ METHODS: Mapping[str, Callable[..., Method]] = {
     "aligndistil": aligndistil,
     "sft": sft,
     "rm": rm,
+    "value": value,
+    "soft_value": soft_value,
 }

@@ -42,6 +42,11 @@ def per_group(batch: Batch) -> Tensor:
     return masked.share(torch.ones(groups, dtype=torch.bool, device=batch.tokens.ids.device))
 
 
+def per_token(batch: Batch) -> Tensor:
+    """[B, T]: 1 over the number of tokens. Sums to 1."""
+    return masked.share(batch.tokens.action)
+
+
 def per_demonstrated_token(batch: Batch) -> Tensor:
     """[B, T]: 1 over the number of tokens that are shown as good (see `_demonstrations`). Sums to 1."""
     return masked.share(batch.tokens.action & _demonstrations(batch)[:, None])

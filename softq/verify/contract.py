@@ -26,6 +26,7 @@ from softq.verify.lines import (
     token_level,
     transport,
     unpaired,
+    values,
 )
 
 SHAPES = (
@@ -43,6 +44,7 @@ SHAPES = (
     distillation,
     demonstrations,
     reward_model,
+    values,
     sums,
     policy_gradient,
 )

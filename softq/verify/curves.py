@@ -183,7 +183,8 @@ def _roads(method: Method, span: float, aside: float) -> tuple[str, list[Road]]:
         return "L = log π/π_ref of the completion", [_open(kind, kind, span, (1.0, 0.0)) for kind in ("good", "bad")]
     better, worse = ("chosen", "rejected") if takes == "pairs" else ("better", "worse")
     if valued(method):
-        return "margin r(chosen) − r(rejected)", [_closed(takes)]
+        axis = "margin r(chosen) − r(rejected)" if takes == "pairs" else "value of what scores 1; beside it 0 scores 0"
+        return axis, [_closed(takes)]
     margin = f"margin L({better}) − L({worse})"
     if not any("ref" in readout.models for readout in method.needs):
         return f"log π({better})/π({worse})", [_closed(takes)]

@@ -1,4 +1,4 @@
-"""Laws of small examples: KL estimators, an environment that draws, and where a reward model ends."""
+"""Laws of small examples: KL estimators, an environment that draws, and where reward models and values end."""
 
 import torch
 from torch import Tensor
@@ -16,12 +16,15 @@ from softq.mdp.chance import (
     two_states,
 )
 from softq.mdp.divergence import corrected, k1, k2, k3, straight_through
+from softq.mdp.soft import mean_backup, soft_backup
 from softq.mdp.tabular import at_the_end, gradient, random_table, token_tree
 from softq.objectives.links import group_mean
 from softq.objectives.reward_model import rm
+from softq.objectives.values import soft_value, value
+from softq.records import Method
 from softq.verify.law import EXACT, Finding, Law, apart
-from softq.verify.populations import soft_pairs
-from softq.verify.tables import slope, table
+from softq.verify.populations import Population, reference_groups, soft_pairs
+from softq.verify.tables import Slope, filled, slope, table
 
 CHOICE = token_tree([(0,)], vocabulary=5, horizon=1)
 POLICY, REFERENCE = 2 * random_table(CHOICE, 31)[0], random_table(CHOICE, 32)[0].log_softmax(-1)
@@ -96,24 +99,53 @@ def _reward_model(_: None) -> Finding:
     reward, prompt = whole.batch.columns["reward"], whole.batch.tokens.prompt
     truth = at_the_end(whole.tree, whole.batch.tokens, reward)
     start = random_table(whole.tree, 33, 2.0)
-    steepest = slope(method, whole.at(start), whole.batch).gradient.abs().max()
-    flat = float(slope(method, whole.at(truth), whole.batch).gradient.abs().max() / steepest)
-    of = whole.at(start)
-    mover = torch.optim.LBFGS(
-        [table(of)], max_iter=300, tolerance_grad=1e-13, tolerance_change=0, line_search_fn="strong_wolfe"
-    )
-
-    def closure() -> Tensor:
-        found = slope(method, of, whole.batch)
-        table(of).grad = found.gradient
-        return found.loss
-
-    mover.step(closure)  # pyright: ignore[reportArgumentType]
+    steepest = _slope(method, whole, start).gradient.abs().max()
+    flat = float(_slope(method, whole, truth).gradient.abs().max() / steepest)
+    of = whole.at(_descended(method, whole, start))
     apart_by = method.reward(of(whole.batch.tokens, method.needs), whole.batch).detach() - reward
     constants = group_mean(apart_by, prompt, int(prompt.max()) + 1)
     off = float((apart_by - constants[prompt]).abs().max())
     free = ", ".join(f"{constant:+.2f}" for constant in constants.tolist())
     return Finding(max(flat, off), 1e-6, f"r - R is {free} on the prompts; the slope at r = R is {flat:.0e}")
+
+
+def _values(_: None) -> Finding:
+    """On completions as often as the reference draws them: no slope at the exact values, and descent ends there."""
+    whole = reference_groups(1.0)
+    tokens, reward = whole.batch.tokens, whole.batch.columns["reward"]
+    earned = at_the_end(whole.tree, tokens, reward)
+    mean = mean_backup(whole.tree, earned, whole.reference)
+    soft = soft_backup(whole.tree, earned, whole.reference, beta=0.5).q_kl
+    start, off = random_table(whole.tree, 33), []
+    for method, truth in ((value(), mean), (value(lam=1.0), mean), (soft_value(beta=0.5), soft)):
+        end = start
+        for _ in range(3):  # targets that are made of values are right from the end up, a token a round
+            end = _descended(method, whole, end)
+        steepest = _slope(method, whole, start).gradient.abs().max()
+        off += [float(_slope(method, whole, truth).gradient.abs().max() / steepest), apart(end, truth)]
+    return Finding(max(off), 1e-6, f"the two values are up to {apart(mean, soft):.2f} apart here")
+
+
+def _slope(method: Method, whole: Population, policy: Tensor) -> Slope:
+    of = whole.at(policy)
+    return slope(method, of, filled(method, whole.batch, of))
+
+
+def _descended(method: Method, whole: Population, start: Tensor) -> Tensor:
+    """The table [S, V] at which descent from another ends; what credit makes is made at the start."""
+    of = whole.at(start)
+    batch = filled(method, whole.batch, of)
+    mover = torch.optim.LBFGS(
+        [table(of)], max_iter=300, tolerance_grad=1e-13, tolerance_change=0, line_search_fn="strong_wolfe"
+    )
+
+    def closure() -> Tensor:
+        found = slope(method, of, batch)
+        table(of).grad = found.gradient
+        return found.loss
+
+    mover.step(closure)  # pyright: ignore[reportArgumentType]
+    return table(of).detach()
 
 
 EXAMPLE_LAWS: tuple[Law[None], ...] = (
@@ -135,5 +167,12 @@ EXAMPLE_LAWS: tuple[Law[None], ...] = (
         "On all pairs of a prompt, labelled by Bradley and Terry's σ(R_w - R_l), rm ends at r = R + a constant of the prompt.",
         "A reward model does not learn the reward behind its labels: a sign, or the token that it is read at, is wrong.",
         _reward_model,
+    ),
+    Law(
+        "values",
+        "On the reference's own completions, value ends at E_ref[R | s] for any λ, soft_value at β log E_ref[e^{R/β} | s], at "
+        "every state, those behind end tokens included.",
+        "A value is drawn to another number than the one that decoding takes it for: a state too far, or another average.",
+        _values,
     ),
 )

@@ -166,7 +166,7 @@ def drawn(page: Page) -> tuple[str, str]:
     label, title = f"Loss and gradient of {page.name} against {found.axis}", page.name if len(found.own) > 1 else ""
     picture = plot(panels, axis=f"{found.axis}, {units}{within}", label=label, title=title)
     rests = [f"{curve.name} {x:.4g}".strip() for curve in found.own for x in curve.rests]
-    return picture, f"Dots: where descent comes to rest, at {', '.join(rests)} nats." if rests else ""
+    return picture, f"Dots: where descent comes to rest, at {', '.join(rests)} {units}." if rests else ""
 
 
 def _series(name: str, found: Curves, pick: Callable[[Curve], Sequence[float]]) -> Iterator[Series]:

@@ -109,7 +109,7 @@ def given(entry: Entry, method: Method, dtype: torch.dtype = torch.float64) -> d
         return {"fixed_points": [_rests(entry, method, policy) for policy in _stated(entry, method)]}
     batch = batch_from(entry, dtype)
     leaf, scored = scored_from(entry, method, dtype)
-    credit = {} if method.credit is no_credit else method.credit({"logp": batch.columns["old_logp"]}, batch)
+    credit = {} if method.credit is no_credit else method.credit(_before(method, leaf, batch), batch)
     inputs, memory = entry["inputs"], method.memory
     told = {name: torch.tensor(inputs[name], dtype=dtype) for name in memory if name in inputs}
     batch = with_columns(batch, {**memory, **told, **credit})
@@ -128,8 +128,13 @@ def given(entry: Entry, method: Method, dtype: torch.dtype = torch.float64) -> d
         "gradient": _listed(gradient, action),
         "rewards": _listed(method.beta * (method.reward if valued(method) else implicit)(scored, batch), action),
         "scores": _listed(method.beta * method.reward(scored, batch), action),
-        **({"advantage": _listed(credit["advantage"], action)} if "advantage" in credit else {}),
+        **{name: _listed(credit[name], action) for name in ("advantage", "value_target") if name in credit},
     }
+
+
+def _before(method: Method, leaf: Tensor, batch: Batch) -> Scored:
+    """What credit is made of: the values, as they are, or the log-probs of the policy that sampled."""
+    return {"value": leaf.detach()} if valued(method) else {"logp": batch.columns["old_logp"]}
 
 
 def worst(entry: Entry, method: Method, dtype: torch.dtype = torch.float64) -> float:
