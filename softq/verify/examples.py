@@ -119,7 +119,7 @@ def _values(_: None) -> Finding:
     start, off = random_table(whole.tree, 33), []
     for method, truth in ((value(), mean), (value(lam=1.0), mean), (soft_value(beta=0.5), soft)):
         end = start
-        for _ in range(3):  # targets that are made of values are right from the end up, a token a round
+        for _round in range(3):  # targets that are made of values are right from the end up, a token a round
             end = _descended(method, whole, end)
         steepest = _slope(method, whole, start).gradient.abs().max()
         off += [float(_slope(method, whole, truth).gradient.abs().max() / steepest), apart(end, truth)]
