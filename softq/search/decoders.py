@@ -11,6 +11,7 @@ from softq.search.answer import Answer
 from softq.search.beam import beam
 from softq.search.best_of import best_of
 from softq.search.chunks import PathRatio, chunk_beam, uniforms
+from softq.search.guided import Guided, composed, same_tokens
 from softq.search.heard import Heard
 from softq.search.mcts import Rules, tree_search
 from softq.search.rejection import rejected
@@ -125,6 +126,21 @@ def tuned_sample(on: Heard, *, strength: float = 1.0, n: int = 1, temperature: f
     return sample(voice, on.limits, n=n, seed=on.seed, numbers=on.numbers, temperature=temperature)
 
 
+def guided(
+    on: Heard, *, values: str = "value", strength: float = 1.0, top_k: int = 20, n: int = 1, temperature: float = 1.0
+) -> list[list[Answer]]:
+    """Samples of the policy, tilted by what each of its top_k tokens is worth, strength nats a reward: 1/β, for values at β.
+
+    values: the names of value models and their weights, "value+brief=0.5" (value-augmented sampling, arXiv 2405.06639).
+    """
+    policy, named = on.model("policy"), composed(values)
+    parts = [(strength * weight, same_tokens(policy, on.model(name), name)) for name, weight in named.items()]
+    voice = Guided(Speaker(policy, on.forest, on.longest), parts, on.longest, top_k=top_k)
+    found = sample(voice, on.limits, n=n, seed=on.seed, numbers=on.numbers, temperature=temperature)
+    on.counted([voice])
+    return found
+
+
 def _samples(on: Heard, samples: int, temperature: float) -> list[list[Answer]]:
     return sample(on.policy, on.limits, n=samples, seed=on.seed, numbers=on.numbers, temperature=temperature)
 
@@ -157,4 +173,5 @@ DECODERS: Mapping[str, Decoder] = {
     "mcts": tree_searched,
     "realigned": realigned_sample,
     "tuned": tuned_sample,
+    "guided": guided,
 }

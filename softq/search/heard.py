@@ -13,7 +13,7 @@ from softq.search.answer import Answer, Limits
 from softq.search.scoring import logps, prompts_of, rewards, tokens_of
 from softq.search.voice import Speaker, Voice
 
-ASKED_FOR = {"ref": "a reference: give --reference MODEL"}
+ASKED_FOR = {"ref": "a reference: give --reference MODEL", "value": "a value: give --value MODEL"}
 
 
 class Heard:

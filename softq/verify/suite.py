@@ -16,12 +16,13 @@ from softq.verify.reading_laws import READING_LAWS
 from softq.verify.search_laws import SEARCH_LAWS
 from softq.verify.step_laws import STEP_LAWS
 from softq.verify.theory import TABLES, THEORY_LAWS, Table
+from softq.verify.value_laws import VALUE_LAWS
 
 METHOD_LAWS: tuple[Law[Line], ...] = (*STEP_LAWS, *END_LAWS)
 """Every law of a method on tables."""
 
-TABLE_LAWS: tuple[Law[Table], ...] = (*THEORY_LAWS, *READING_LAWS, *SEARCH_LAWS)
-"""Every law of the theory, of what is read of a policy, and of search, on tables."""
+TABLE_LAWS: tuple[Law[Table], ...] = (*THEORY_LAWS, *READING_LAWS, *SEARCH_LAWS, *VALUE_LAWS)
+"""Every law of the theory, of what is read of a policy, and of search with and without values, on tables."""
 
 Some = TypeVar("Some", bound=Law[Any])
 

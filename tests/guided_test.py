@@ -1,0 +1,253 @@
+"""Decoding that values guide: by hand, by its laws and their mistakes, and on transformers against full scores."""
+
+from collections.abc import Callable
+from functools import cache
+
+import pytest
+import torch
+from tiny import tiny, tokenizer
+from torch import Tensor
+
+from softq.lm.growing import Growing
+from softq.lm.load import load, load_reward_model
+from softq.lm.reward import RewardModel
+from softq.mdp.tabular import TabularLM, random_table, token_tree
+from softq.search.answer import Answer, Limits
+from softq.search.beam import beam
+from softq.search.decoders import DECODERS
+from softq.search.guided import Guided, composed
+from softq.search.heard import Heard
+from softq.search.scoring import tokens_of
+from softq.search.voice import Likelihood, Speaker
+from softq.verify import value_laws
+from softq.verify.law import Finding
+from softq.verify.theory import TABLES
+from softq.verify.value_laws import VALUE_LAWS
+
+PROMPTS = [torch.tensor([5, 6, 7, 8, 9, 10, 11]), torch.tensor([12]), torch.tensor([13, 14, 15])]
+LIMITS = Limits(7, frozenset([2]))
+PARTS = {"value": 0.9, "other": -0.4}
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict]:
+    """A policy and two values, one with another body than the policy's, in a layout."""
+    names = {"value": "llama", "other": "gpt2"}
+    for name, body in names.items():
+        torch.manual_seed(4)
+        tiny(body, torch.float32).save_pretrained(tmp_path_factory.getbasetemp() / name)
+
+    @cache
+    def made(layout: str) -> dict:
+        policy = tiny("llama", torch.float32)
+        with torch.no_grad():
+            policy.get_output_embeddings().weight.mul_(0.3)
+            policy.get_output_embeddings().weight[2] *= 3  # some answers end
+        found: dict = {"policy": load(policy, None, tokenizer=tokenizer(), layout=layout).policy}
+        for seed, name in enumerate(names):
+            torch.manual_seed(seed)
+            place = str(tmp_path_factory.getbasetemp() / name)
+            found[name] = load_reward_model(place, tokenizer=tokenizer(), layout=layout).policy
+            assert isinstance(found[name], RewardModel)
+            with torch.no_grad():
+                found[name].head.weight.mul_(30)
+        return found
+
+    return made
+
+
+# --- by hand ---
+
+
+TREE = token_tree([(0, 1)], 3, 2, end=2)
+
+
+def test_the_candidates_are_tilted_by_what_they_are_worth_and_the_others_stay() -> None:
+    logits, worth = torch.zeros(2, len(TREE.prefixes), 3, dtype=torch.float64)
+    logits[0], worth[0] = torch.tensor([0.5, 0.0, 1.0]), torch.tensor([2.0, 100.0, 1.0])
+    base = Speaker(TabularLM(TREE, logits), Growing([torch.tensor([0, 1])]), 9)
+    voice = Guided(base, [(0.4, TabularLM(TREE, worth))], 9, top_k=2)
+    assert voice.logits(voice.forest.last).tolist() == [pytest.approx([0.5 + 0.4 * 0.5, 0.0, 1.0 - 0.4 * 0.5])]
+
+
+def test_a_candidate_that_was_chosen_is_not_computed_again() -> None:
+    tree, prompts = token_tree([(0, 1), (2,)], 4, 4), [torch.tensor([0, 1]), torch.tensor([2])]
+    policy, value = (TabularLM(tree, random_table(tree, seed)) for seed in (0, 1))
+    for seed in range(5):
+        on = Heard({"policy": policy, "value": value}, prompts, Limits(4), seed=seed)
+        strange = 0  # chosen tokens that were no candidates have to be computed before what stands behind them
+        for number, (answer,) in enumerate(DECODERS["guided"](on, top_k=2)):
+            for t, token in enumerate(answer.tokens[:-1]):
+                state = (*prompts[number].tolist(), *answer.tokens[:t])
+                strange += token not in policy.table[policy.rows[state]].topk(2).indices.tolist()
+        assert on.evaluations == 2 * 3 + 2 * (2 * 4) + strange
+
+
+def test_names_and_weights_of_values() -> None:
+    assert composed("value") == {"value": 1.0}
+    assert composed("value=2 + brief=-0.5+kind") == {"value": 2.0, "brief": -0.5, "kind": 1.0}
+    for wrong in ("", "value+", "value=high", "value=nan", "a+a=2"):
+        with pytest.raises(ValueError, match=r"expected names, each once, with a weight or none: value\+brief=0.5"):
+            composed(wrong)
+
+
+def test_what_is_missing_or_does_not_fit_is_one_line() -> None:
+    policy = TabularLM(TREE, random_table(TREE, 0))
+    small = token_tree([(0, 1)], 2, 2)
+    given = {"policy": policy, "small": TabularLM(small, random_table(small, 0))}
+    on = Heard(given, [torch.tensor([0, 1])], Limits(2, frozenset([2])))
+    with pytest.raises(ValueError, match="needs a value: give --value MODEL"):
+        DECODERS["guided"](on)
+    with pytest.raises(ValueError, match="the model 'small' reads 2 tokens, the policy says 3: a value shares"):
+        DECODERS["guided"](on, values="small")
+    with pytest.raises(ValueError, match="top_k is 0; expected at least 1"):
+        Guided(on.policy, [(1.0, policy)], 9, top_k=0)
+
+
+# --- the laws ---
+
+
+@pytest.mark.parametrize("law", VALUE_LAWS, ids=lambda law: law.name)
+def test_the_laws_hold_where_rewards_come_token_by_token(law) -> None:
+    found = law.check(TABLES["token rewards"])
+    assert isinstance(found, Finding)
+    assert found.green, found
+
+
+class Wrong(Guided):
+    """With something planted: what a value says, or what is made of it."""
+
+    how = ""
+
+    def logits(self, nodes: Tensor) -> Tensor:
+        base = self.base.logits(nodes) if self.how in ("turned", "not centred") else None
+        if base is None:
+            return super().logits(nodes)
+        right = super().logits(nodes)
+        if self.how == "turned":
+            return 2 * base - right
+        return right.scatter_add(-1, base.topk(self.top_k).indices, torch.ones_like(base))
+
+
+@pytest.mark.parametrize(
+    ("how", "red"),
+    [
+        ("turned", {"guided by V*", "bias of the mean"}),
+        ("not centred", {"unmoved"}),
+        ("the state before", {"guided by V*", "bias of the mean", "composed values"}),
+        ("nothing behind the end", {"guided by V*", "bias of the mean", "unmoved"}),
+        ("the first weight for all", {"composed values"}),
+        ("weight squared", {"guided by V*", "bias of the mean", "composed values"}),
+    ],
+)
+def test_each_law_finds_what_is_planted(how: str, red: set[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    on = TABLES["reward at the end"]
+
+    def planted(weight: float, model: TabularLM, first: float) -> tuple[float, TabularLM]:
+        table = model.table.detach()
+        if how == "the state before":  # the value of the state in which an action is taken: the same for all
+            before = torch.zeros(len(table), dtype=table.dtype)
+            inner = on.tree.next >= 0
+            before[on.tree.next[inner]] = table[inner]
+            table = before[:, None].expand_as(table)
+        if how == "nothing behind the end":
+            table = table.where(on.tree.next >= 0, 0.0)
+        weight = {"the first weight for all": first, "weight squared": weight * abs(weight)}.get(how, weight)
+        return weight, TabularLM(on.tree, table)
+
+    def made(base, parts, longest, **more) -> Guided:
+        voice = Wrong(base, [planted(*part, parts[0][0]) for part in parts], longest, **more)
+        voice.how = how
+        return voice
+
+    monkeypatch.setattr(value_laws, "Guided", made)
+    found = {law.name for law in VALUE_LAWS if not _green(law.check(on))}
+    assert found == red
+
+
+def _green(finding: Finding | str) -> bool:
+    assert isinstance(finding, Finding)
+    return finding.green
+
+
+# --- on transformers ---
+
+
+def full(models: dict, answers: list[Answer], top_k: int) -> Tensor:
+    """Σ log π of guided answers, from full forwards of every prefix and every candidate."""
+    policy, sums = models["policy"], []
+    for each in answers:
+        ids, total = PROMPTS[each.prompt].tolist(), 0.0
+        for token in each.tokens:
+            logits = policy.transformer(input_ids=torch.tensor([ids])).logits[0, -1]
+            chosen = logits.topk(top_k).indices.tolist()
+            tilt = torch.zeros(top_k)
+            for name, weight in PARTS.items():
+                judge = models[name]
+                longer = torch.tensor([[*ids, candidate] for candidate in chosen])
+                tilt += (
+                    weight * judge.head(judge.transformer.base_model(input_ids=longer).last_hidden_state[:, -1])[:, 0]
+                )
+            logits[chosen] += tilt - tilt.mean()
+            total += logits.log_softmax(-1)[token].item()
+            ids.append(token)
+        sums.append(total)
+    return torch.tensor(sums, dtype=torch.float64)
+
+
+def searched(models: dict, prompts: list[Tensor], numbers: list[int] | None = None) -> list[list[Answer]]:
+    on = Heard(models, prompts, LIMITS, seed=3, numbers=numbers)
+    return DECODERS["guided"](on, n=2, top_k=6, values="value=0.9+other=-0.4")
+
+
+@pytest.mark.parametrize("layout", ["packed", "padded", "plain"])
+def test_cached_numbers_are_those_of_full_forwards(layout: str, models: Callable[[str], dict]) -> None:
+    answers = [answer for each in searched(models(layout), PROMPTS) for answer in each]
+    assert {answer.ended for answer in answers} == {True, False}
+    with torch.no_grad():
+        expected = full(models("plain"), answers, 6)
+    torch.testing.assert_close(
+        torch.tensor([a.logp for a in answers], dtype=torch.float64), expected, rtol=0, atol=1e-4
+    )
+
+
+def test_what_is_found_depends_on_no_layout_and_no_neighbour(models: Callable[[str], dict]) -> None:
+    together = [[answer.tokens for answer in each] for each in searched(models("packed"), PROMPTS)]
+    assert [[answer.tokens for answer in each] for each in searched(models("plain"), PROMPTS)] == together
+    for number, prompt in enumerate(PROMPTS):
+        (alone,) = searched(models("packed"), [prompt], [number])
+        assert [answer.tokens for answer in alone] == together[number]
+
+
+def test_without_strength_it_is_sampling_to_the_bit_and_asks_no_value(models: Callable[[str], dict]) -> None:
+    found = models("packed")
+    on, plain = (Heard(found, PROMPTS, LIMITS, seed=3) for _ in range(2))
+    assert DECODERS["guided"](on, n=2, strength=0.0) == DECODERS["sample"](plain, n=2)
+    assert on.evaluations == plain.evaluations > 0
+
+
+def test_the_stronger_the_more_its_answers_are_worth(models: Callable[[str], dict]) -> None:
+    means = []
+    for strength in (-1.0, 0.0, 1.0):
+        on = Heard(models("packed"), PROMPTS, LIMITS, seed=3)
+        answers = [answer for each in DECODERS["guided"](on, n=8, strength=strength) for answer in each]
+        judge = Heard({"reward": models("packed")["value"]}, PROMPTS, LIMITS)
+        judge.forest, ids = on.forest, tokens_of(PROMPTS, answers)
+        assert ids.action.any()
+        means.append(judge.rewards(answers).mean().item())
+    assert means == sorted(means)
+    assert means[2] - means[0] > 1
+
+
+def test_beams_are_guided_too(models: Callable[[str], dict]) -> None:
+    """Beams drop and keep nodes; their scores are those of full forwards all the same."""
+    found = models("packed")
+    forest = Growing(PROMPTS)
+    parts = [(weight, found[name]) for name, weight in PARTS.items()]
+    voice = Guided(Speaker(found["policy"], forest, 20), parts, 20, top_k=6)
+    answers = [answer for each in beam(Likelihood(voice), LIMITS, width=3, n=3) for answer in each]
+    with torch.no_grad():
+        expected = full(models("plain"), answers, 6)
+    torch.testing.assert_close(
+        torch.tensor([a.score for a in answers], dtype=torch.float64), expected, rtol=0, atol=1e-4
+    )
