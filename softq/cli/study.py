@@ -8,6 +8,7 @@ from softq.cli.show import Show
 from softq.objectives import METHODS
 from softq.records import valued
 from softq.studies.family import family
+from softq.studies.frontier import frontier
 from softq.studies.generalisation import generalisation
 from softq.studies.seeds import seeds_of
 from softq.training.methods import nearest
@@ -15,6 +16,7 @@ from softq.training.methods import nearest
 STUDIES = {
     "family": "every method in one small world: reward, KL, length, likelihood, ranking, and what papers say of them",
     "generalisation": "an implicit reward (dpo) and an explicit one (rm) of the same pairs: which is right under shift",
+    "frontier": "two values of one model, composed at decode time: right names against brevity, by their weights",
 }
 MOST = 8  # processes
 POLICIES = [name for name, make in METHODS.items() if not valued(make())]
@@ -40,10 +42,11 @@ def run(words: list[str]) -> int:
     show = Show()
     processes = min(os.cpu_count() or 1, MOST)
     seeds = seeds_of(options.seeds)
+    of = {"generalisation": generalisation, "frontier": frontier}
     for event in (
         family(directory, seeds, methods, processes=processes)
         if options.study == "family"
-        else generalisation(directory, seeds, processes=processes)
+        else of[options.study](directory, seeds, processes=processes)
     ):
         show.one(event)
     return 0
