@@ -67,12 +67,7 @@ def test_runs_are_chips_and_ends_are_marked(page: Any) -> None:
     lefts = page.evaluate("[...document.querySelectorAll('.chip')].map(e => e.getBoundingClientRect().left)")
     assert lefts[0] < lefts[1] == lefts[2] < lefts[3] == lefts[4]
     widths = page.evaluate("[...document.querySelectorAll('.edge')].map(e => Number(e.getAttribute('stroke-width')))")
-    assert widths == [
-        6.0,
-        0.8,
-        6.0,
-        pytest.approx(0.8 + 5.2 * 3 / 5, abs=0.01),
-    ]
+    assert widths == [pytest.approx(0.8 + 5.2 * 3 / 5, abs=0.01), 6.0, 0.8, 6.0]
 
 
 def test_hover_tells_what_is_known(page: Any) -> None:
@@ -148,6 +143,34 @@ def test_what_was_given_up_can_be_left_out(page: Any) -> None:
     page.locator("#pruned").uncheck()
     assert page.locator(".given-up").count() == 0
     assert page.locator(".tk").count() == 5
+
+
+def test_the_best_goes_straight_and_nothing_lies_on_another(page: Any) -> None:
+    boxes = page.evaluate(
+        "[...document.querySelectorAll('.chip')]"
+        ".map(e => [e.getAttribute('class'), e.querySelector('.box').getBoundingClientRect()])"
+        ".map(([name, box]) => [name, box.left, box.top, box.right, box.bottom])"
+    )
+    straight = [(top + bottom) / 2 for name, _, top, _, bottom in boxes if "best" in name or "root" in name]
+    assert len(straight) == 3
+    assert max(straight) - min(straight) < 1
+    for name, left, top, right, bottom in boxes:
+        for other, left_, top_, right_, bottom_ in boxes:
+            apart = right <= left_ or right_ <= left or bottom <= top_ or bottom_ <= top
+            assert apart or (name, left, top) == (other, left_, top_)
+
+
+def test_what_was_never_visited_is_told_of_and_not_drawn(browser: Any, tmp_path: Path) -> None:
+    tree = made()
+    tree = tree._replace(columns={**tree.columns, "visits": [9.0, 5.0, 3.0, 4.0, 2.0, 0.0]})
+    file = tmp_path / "visits.html"
+    file.write_text(tree_page([tree], policy="p", method="mcts", settings={}, beta=0.5), encoding="utf-8")
+    page = browser.new_page(viewport={"width": 1280, "height": 844})
+    page.goto(file.as_uri())
+    assert page.locator("[data-node='5']").count() == 0
+    page.locator("[data-node='0']").hover()
+    assert page.locator("#tip tbody tr").all_inner_texts()[1].split() == ["↵", "5.0%", "37%", "−1.00", "0"]
+    page.close()
 
 
 def test_another_prompt(page: Any) -> None:

@@ -7,6 +7,8 @@ const WIDE = 340; // px after which a chip begins a new line
 const PAD = 4; // px around the tokens of a chip
 const BELOW = 9; // px between a chip and the next one below
 const LINK = 44; // px between a chip and those behind it
+const COLUMN = 12; // px: how exactly it is known what stands where
+const SHORT = 130; // px of a chip that ways on from those beside it go around
 const SIGN = 22; // px that an answer's number takes
 const UNSEEN = /[\u0000-\u001f\u007f-\u009f\u00ad\u200b\u200e\u200f\u202a-\u202e\u2060\u2066-\u2069\ufeff]/g;
 const MARKS = { "\n": "↵", "\t": "→", "\r": "␍" };
@@ -88,6 +90,11 @@ class Grown {
     return nodes.reverse();
   }
 
+  // An action that was thought of and never tried: it is told of beside its token, and not drawn.
+  untried(node) {
+    return this.of.columns.visits?.[node] === 0 && this.rank[node] === Infinity;
+  }
+
   known(name, node) {
     return this.of.columns[name]?.[node] ?? null;
   }
@@ -95,7 +102,7 @@ class Grown {
 
 // Chips: runs of nodes without a choice between them, each with the chips behind it. `all`: with what was given up.
 function chips(tree, all) {
-  const visible = (node) => tree.behind(node).filter((each) => all || tree.rank[each] < Infinity);
+  const visible = (node) => tree.behind(node).filter((each) => (all || tree.rank[each] < Infinity) && !tree.untried(each));
   const from = (node) => {
     const run = [node];
     for (;;) {
@@ -134,29 +141,86 @@ function fill(chip, texts, sign) {
   chip.height = (line + 1) * LINE + 2 * PAD - 2;
 }
 
-// From the leaves to the root how much room each takes, then from the root to the leaves where it is.
-function arrange(root) {
-  const order = [root];
-  for (const chip of order) order.push(...chip.behind);
-  for (const chip of [...order].reverse()) {
-    chip.room = Math.max(chip.height + BELOW, chip.behind.reduce((sum, each) => sum + each.room, 0));
+// Where a part of a picture ends above and below, in columns of COLUMN px: what may not be drawn upon.
+class Outline {
+  constructor() {
+    [this.top, this.bottom, this.from] = [[], [], Infinity];
   }
-  root.x = 0;
-  root.top = 0;
-  for (const chip of order) {
-    const inside = chip.behind.reduce((sum, each) => sum + each.room, 0);
-    let top = chip.top + (chip.room - inside) / 2;
-    for (const each of chip.behind) {
-      [each.x, each.top] = [chip.x + chip.width + LINK, top];
-      top += each.room;
+
+  // A box takes its place; y is from the middle of the chip whose outline this is.
+  add(left, right, top, bottom) {
+    const [first, last] = [Math.floor(left / COLUMN), Math.floor(right / COLUMN)];
+    this.reach(first, last);
+    for (let at = first - this.from; at <= last - this.from; at++) {
+      this.top[at] = Math.min(this.top[at] ?? Infinity, top);
+      this.bottom[at] = Math.max(this.bottom[at] ?? -Infinity, bottom);
     }
   }
-  for (const chip of [...order].reverse()) {
-    const [first, last] = [chip.behind[0], chip.behind.at(-1)];
-    const middle = first ? (first.middle + last.middle) / 2 : chip.top + chip.room / 2;
-    const half = (chip.height + BELOW) / 2;
-    chip.middle = Math.min(Math.max(middle, chip.top + half), chip.top + chip.room - half);
-    chip.y = chip.middle - chip.height / 2;
+
+  // Another outline, so far below.
+  join(other, down) {
+    this.reach(other.from, other.from + other.top.length - 1);
+    const by = other.from - this.from;
+    other.top.forEach((top, at) => {
+      this.top[at + by] = Math.min(this.top[at + by] ?? Infinity, top + down);
+      this.bottom[at + by] = Math.max(this.bottom[at + by] ?? -Infinity, other.bottom[at] + down);
+    });
   }
+
+  reach(first, last) {
+    if (first < this.from) {
+      const more = this.top.length ? this.from - first : 0;
+      this.top.unshift(...new Array(more).fill(Infinity));
+      this.bottom.unshift(...new Array(more).fill(-Infinity));
+      this.from = first;
+    }
+    while (this.top.length <= last - this.from) this.top.push(Infinity), this.bottom.push(-Infinity);
+  }
+
+  // How far down another one must be to stand below this one.
+  below(other) {
+    let down = 0;
+    other.top.forEach((top, at) => {
+      const bottom = this.bottom[at + other.from - this.from];
+      if (bottom !== undefined) down = Math.max(down, bottom - top);
+    });
+    return down;
+  }
+}
+
+// The first way on goes straight; the others stand below it, each as high as there is room. `y` is a chip's upper side.
+function arrange(root) {
+  const order = [root];
+  root.x = 0;
+  root.reach = root.width; // where the ways on from a chip, and from the short ones beside it, begin to part
+  for (const chip of order) {
+    const beside = chip.behind.filter((each) => !each.behind.length && each.width <= SHORT).map((each) => each.width);
+    for (const each of chip.behind) {
+      each.x = chip.reach + LINK;
+      each.reach = each.x + Math.max(each.width, ...beside);
+    }
+    order.push(...chip.behind);
+  }
+  for (const chip of [...order].reverse()) {
+    const around = new Outline();
+    for (const each of chip.behind) {
+      each.down = each === chip.behind[0] ? 0 : around.below(each.outline);
+      around.join(each.outline, each.down);
+      each.outline = null;
+    }
+    const right = chip.x + chip.width;
+    if (chip.behind.length) {
+      around.add(chip.reach, chip.reach + LINK - COLUMN, 0, chip.behind.at(-1).down);
+      around.add(right, chip.reach, 0, 0);
+    }
+    around.add(chip.x, right + COLUMN / 2, -(chip.height + BELOW) / 2, (chip.height + BELOW) / 2);
+    chip.outline = around;
+  }
+  root.middle = -Math.min(...root.outline.top);
+  for (const chip of order) {
+    chip.y = chip.middle - chip.height / 2;
+    for (const each of chip.behind) each.middle = chip.middle + each.down;
+  }
+  root.bottom = root.middle + Math.max(...root.outline.bottom);
   return order;
 }

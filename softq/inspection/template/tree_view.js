@@ -57,7 +57,7 @@ function render() {
   const elements = drawn.map(element);
   most = strongest();
   const edges = drawn.slice(1).map(edge);
-  world.replaceChildren(...edges, ...elements);
+  world.replaceChildren(...edges.reverse(), ...elements); // the best way on top
   tint();
   const first = drawn[1]?.nodes[0];
   if (first !== undefined) spots[first].tabIndex = 0;
@@ -97,9 +97,9 @@ function element(chip) {
 }
 
 function edge(chip) {
-  const from = [chip.above.x + chip.above.width, chip.above.middle];
-  const bend = LINK / 2;
-  const path = `M${from[0].toFixed(1)} ${from[1].toFixed(1)}c${bend} 0 ${bend} ${(chip.middle - from[1]).toFixed(1)} ${LINK} ${(chip.middle - from[1]).toFixed(1)}`;
+  const [from, middle] = [chip.above.x + chip.above.width, chip.above.middle];
+  const [bend, down] = [LINK / 2, (chip.middle - middle).toFixed(1)];
+  const path = `M${from.toFixed(1)} ${middle.toFixed(1)}H${chip.above.reach.toFixed(1)}c${bend} 0 ${bend} ${down} ${LINK} ${down}`;
   chip.edge = draw("path", { d: path, "stroke-width": weight(chip.nodes[0]).toFixed(2) });
   return chip.edge;
 }
@@ -121,7 +121,7 @@ function tint() {
   ends.append(...least, make("span", "", `${colour === "reward" ? signed(most, 2) : number(most, 2)} ${unit}`));
   field("legend").replaceChildren(bar, ends);
   const thick = tree.of.columns.visits ? "the more it was visited" : "the likelier its first token is to the policy";
-  field("told").textContent = `A way is the thicker ${thick}; colour is the ${scales[colour].name} of a token.`;
+  field("told").textContent = `A way is the thicker ${thick}; colour is the ${scales[colour].name} of a token.${tree.of.columns.visits ? " What was never visited is told of beside a token, and not drawn." : ""}`;
 }
 
 // One answer's path, and the rest pale; null: all alike.
@@ -141,7 +141,7 @@ function aside() {
   const { of } = tree;
   field("prompt").textContent = of.prompt;
   const rows = [["nodes", of.thought_of], ["evaluations", Math.round(of.evaluations)], ["seconds", of.seconds]];
-  if (of.thought_of > tree.size) rows.splice(1, 0, ["of them drawn", tree.size]);
+  if (of.thought_of > tree.size) rows.splice(1, 0, ["on this page", tree.size]);
   field("counts").replaceChildren(...rows.map(([name, value]) => make("div", "", make("dt", "", name), make("dd", "", plain(value)))));
   const items = of.answers.map((answer, rank) => {
     const worth = [`log π ${number(answer.logp, 2)}`];
@@ -168,17 +168,13 @@ function place() {
   world.setAttribute("transform", `translate(${view.x.toFixed(2)} ${view.y.toFixed(2)}) scale(${view.scale.toFixed(4)})`);
 }
 
-// All of the tree, if it can be read then; else from its prompt on, as large as it can be read, the best answer in sight.
+// All of the tree, if it can be read then; else from its prompt on, as large as it can be read.
 function home(whole = false) {
   const { width: w, height: h } = stage.getBoundingClientRect();
-  const [right, bottom] = [Math.max(...drawn.map((chip) => chip.x + chip.width)), drawn[0].room];
+  const [right, bottom] = [Math.max(...drawn.map((chip) => chip.x + chip.width)), drawn[0].bottom];
   const fits = Math.min((w - 40) / right, (h - 90) / bottom, 1.25);
-  const scale = whole ? fits : Math.max(fits, 0.68);
-  const best = drawn.filter((chip) => chip.nodes.length && tree.rank[chip.nodes[0]] === 0).map((chip) => chip.middle);
-  const middle = best.length ? (Math.min(...best) + Math.max(...best)) / 2 : drawn[0].middle;
-  const [highest, lowest] = [20, h - 70 - scale * bottom]; // px that the tree's upper side may have
-  const y = highest < lowest ? (highest + lowest) / 2 : Math.max(lowest, Math.min(highest, h / 2 - scale * middle));
-  view = { x: Math.max(20, (w - scale * right) / 2), y, scale };
+  const scale = whole ? fits : Math.max(fits, 0.72);
+  view = { x: Math.max(20, (w - scale * right) / 2), y: Math.max(24, (h - 70 - scale * bottom) / 2), scale };
   place();
 }
 
