@@ -10,12 +10,14 @@ from softq.records import valued
 from softq.studies.family import family
 from softq.studies.frontier import frontier
 from softq.studies.generalisation import generalisation
+from softq.studies.r_to_q import r_to_q
 from softq.studies.seeds import seeds_of
 from softq.training.methods import nearest
 
 STUDIES = {
     "family": "every method in one small world: reward, KL, length, likelihood, ranking, and what papers say of them",
     "generalisation": "an implicit reward (dpo) and an explicit one (rm) of the same pairs: which is right under shift",
+    "r-to-q": "credit, search and falling likelihood, as the paper From r to Q* found them, with controls",
     "frontier": "two values of one model, composed at decode time: right names against brevity, by their weights",
 }
 MOST = 8  # processes
@@ -42,7 +44,7 @@ def run(words: list[str]) -> int:
     show = Show()
     processes = min(os.cpu_count() or 1, MOST)
     seeds = seeds_of(options.seeds)
-    of = {"generalisation": generalisation, "frontier": frontier}
+    of = {"generalisation": generalisation, "frontier": frontier, "r-to-q": r_to_q}
     for event in (
         family(directory, seeds, methods, processes=processes)
         if options.study == "family"

@@ -1,6 +1,7 @@
 """The three pictures of the study of "From r to Q*"."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from statistics import fmean
 from typing import Any
 
@@ -10,7 +11,7 @@ from softq.studies.r_to_q_text import ARMS, SCORES, Results, searched
 from softq.studies.seeds import spread
 
 KINDS = {"plausible": "the crowd's errors", "random": "any wrong name", "garden path": "popular errors"}
-LINES: Mapping[str, Any] = {"beam": "first", "beam, length penalty 1": "second", "best of n by likelihood": "other"}
+LINES: Mapping[str, Any] = {"beam": "first", "best of n by likelihood": "second", "beam over the log-ratio": "other"}
 
 
 def pictures(found: Results) -> dict[str, str]:
@@ -27,18 +28,19 @@ def credit(found: Results) -> str:
         }
         for kind, label in KINDS.items()
     }
+    lowest = max(0, math.floor(10 * min(low for row in rows.values() for low, _, _ in row.values())))
     return dots(
         rows,
         title="Which score finds the word that is wrong?",
-        axis="AUC: chance that the wrong word scores below another; bars are 95 % over the seeds",
-        ticks=(0.5, 0.6, 0.7, 0.8, 0.9, 1.0),
+        axis="AUC: that it scores below another word; bars are 95 % over the seeds",
+        ticks=[tick / 10 for tick in range(lowest, 11)],
     )
 
 
 def search(found: Results) -> str:
     """True reward against beams, of both policies, and the length of the answers."""
     panels = [
-        Panel(f"{said}: {what}", [_line(found, policy, family, figure, kind) for family, kind in LINES.items()])
+        Panel(f"{said}: {what}", list(_lines(found, policy, figure)))
         for policy, said, figure, what in (
             ("dpo", "after dpo", "reward", "true reward"),
             ("sft", "before", "reward", "true reward"),
@@ -70,12 +72,14 @@ def falling(found: Results) -> str:
     )
 
 
-def _line(found: Results, policy: str, family: str, figure: str, kind: Any) -> Series:
-    first = next(iter(found.values()))
-    sizes = sorted({row["size"] for row in first.search if (row["policy"], row["family"]) == (policy, family)} | {1})
-    own = [1] if family.startswith("beam") else []
-    y = [fmean(searched(found, policy, "beam" if size in own else family, size, figure).values()) for size in sizes]
-    return Series(family, sizes, y, kind)
+def _lines(found: Results, policy: str, figure: str) -> Iterator[Series]:
+    """A line a family of decoders that was tried on a policy; one beam is greedy whatever it looks for."""
+    tried = next(iter(found.values())).search
+    for family, kind in LINES.items():
+        sizes = sorted({row["size"] for row in tried if (row["policy"], row["family"]) == (policy, family)})
+        y = [fmean(searched(found, policy, family, size, figure).values()) for size in sizes]
+        if sizes:
+            yield Series(family, sizes, y, kind)
 
 
 def _ends(values: Mapping[int, float]) -> Ends:
