@@ -18,6 +18,7 @@ from softq.search.answer import Answer, Limits
 from softq.search.decoders import DECODERS
 from softq.search.heard import Heard
 from softq.search.mcts import Rules, Search, back_up, play, select, tree_search
+from softq.search.sampling import uniform
 from softq.search.scoring import tokens_of
 from softq.search.voice import Speaker
 
@@ -29,6 +30,9 @@ ROWS = {prefix: row for row, prefix in enumerate(TREE.prefixes)}
 LOGP, REF_LOGPS = (random_table(TREE, seed, 1.5).log_softmax(-1) for seed in (0, 1))
 BETA = 0.4
 REWARD = BETA * (LOGP - REF_LOGPS)
+RAGGED = LOGP.masked_fill((torch.arange(len(TREE.prefixes))[:, None] + torch.arange(4)) % 5 == 0, -torch.inf)
+RAGGED[0, 1] = -torch.inf
+RAGGED = RAGGED.log_softmax(-1)  # of the two first states one has two tokens, the other all
 
 
 def speakers(policy: Tensor = LOGP, reference: Tensor = REF_LOGPS) -> list[Speaker]:
@@ -43,9 +47,9 @@ def searched(rules: Rules, *tables: Tensor, limits: Limits = LIMITS) -> tuple[li
     return [answers[0] for answers in found], policy.forest
 
 
-def grown(rules: Rules) -> tuple[Search, Growing]:
+def grown(rules: Rules, policy: Tensor = LOGP) -> tuple[Search, Growing]:
     """The search before its first action is played."""
-    search = Search(*speakers(), LIMITS, rules, None)
+    search = Search(*speakers(policy), LIMITS, rules, None)
     roots = search.forest.last
     search.forest.put("visits", roots, torch.zeros(2))
     for _ in range(rules.simulations):
@@ -68,16 +72,19 @@ def highest(table: Tensor, prompt: int) -> tuple[int, ...]:
 class Node:
     """The same search, of one prompt, one node at a time, with a dictionary for each state."""
 
-    def __init__(self, state: Prefix, said: int) -> None:
-        self.state, self.said = state, said
+    def __init__(self, state: Prefix, said: int, policy: Tensor) -> None:
+        self.state, self.said, self.policy = state, said, policy
         self.kids: dict[int, Node] = {}
         self.over = said == 3 or (said > 0 and state[-1] == 3)
         self.guess = 0.0
 
     def numbers(self, token: int, rules: Rules) -> tuple[float, float, float]:
         row = ROWS[self.state]
-        logp, ref = float(LOGP[row, token]), float(REF_LOGPS[row, token])
+        logp, ref = float(self.policy[row, token]), float(REF_LOGPS[row, token])
         return logp, ref, rules.beta * (logp - ref)
+
+    def possible(self, rules: Rules) -> list[int]:
+        return [token for token in range(4) if self.numbers(token, rules)[0] > -math.inf]
 
     def simulate(self, rules: Rules, critic: Any) -> float:
         """One simulation below; what the state is worth then."""
@@ -85,10 +92,10 @@ class Node:
             return 0.0
         if not self.kids:
             said = [self.numbers(token, rules)[rules.prior == "ref"] for token in range(4)]
-            best = sorted(range(4), key=lambda token: -said[token])[: rules.top_k or 4]
+            best = sorted(self.possible(rules), key=lambda token: -said[token])[: rules.top_k or 4]
             mass = sum(math.exp(said[token]) for token in best)
             self.prior = {token: math.exp(said[token]) / mass for token in best}
-            self.kids = {token: Node((*self.state, token), self.said + 1) for token in best}
+            self.kids = {token: Node((*self.state, token), self.said + 1, self.policy) for token in best}
             self.n = dict.fromkeys(best, 0)
             self.guess = critic(self.state)
             self.q = {a: self.numbers(a, rules)[2] + (0 if self.kids[a].over else self.guess) for a in best}
@@ -110,9 +117,19 @@ class Node:
             return (self.guess + tried) / (1 + sum(self.n.values()))
         if rules.backup == "max":
             return max(self.q.values())
-        each = {a: self.numbers(a, rules) for a in range(4)}  # every token; those that are no children at their guess
+        each = {
+            a: self.numbers(a, rules) for a in self.possible(rules)
+        }  # every token; those that are no children at their guess
         q = {a: self.q.get(a, each[a][2] + self.guess) for a in each}
         return rules.beta * math.log(sum(math.exp(each[a][1] + q[a] / rules.beta) for a in each))
+
+    def choice(self, rules: Rules) -> int:
+        """What is played: the highest Q, the most visits, or the highest π_ref e^{Q/β}."""
+        if rules.backup == "mean":
+            return max(self.kids, key=lambda a: (self.n[a], self.q[a]))
+        if rules.backup == "max":
+            return max(self.kids, key=lambda a: self.q[a])
+        return max(self.kids, key=lambda a: self.numbers(a, rules)[1] + self.q[a] / rules.beta)
 
 
 def same(forest: Growing, number: int, node: Node) -> int:
@@ -128,9 +145,10 @@ def same(forest: Growing, number: int, node: Node) -> int:
         assert forest.column("visits")[kid] == node.n[token]
         assert forest.column("value")[kid] == pytest.approx(node.q[token], abs=1e-12)
         assert forest.column("prior")[kid] == pytest.approx(node.prior[token])
-        assert forest.column("logp")[kid] == pytest.approx(float(LOGP[ROWS[node.state], token]))
-        assert forest.column("ref_logp")[kid] == pytest.approx(float(REF_LOGPS[ROWS[node.state], token]))
-        assert forest.column("reward")[kid] == pytest.approx(float(REWARD[ROWS[node.state], token]))
+        logp, ref_logp = float(node.policy[ROWS[node.state], token]), float(REF_LOGPS[ROWS[node.state], token])
+        assert forest.column("logp")[kid] == pytest.approx(logp)
+        assert forest.column("ref_logp")[kid] == pytest.approx(ref_logp)
+        assert forest.column("reward")[kid] == pytest.approx(BETA * (logp - ref_logp))
     return 1 + sum(same(forest, kid, below) for kid, below in zip(kids, node.kids.values(), strict=True))
 
 
@@ -150,22 +168,24 @@ def made_up(state: Prefix) -> float:
 @pytest.mark.parametrize("leaf", ["implicit", "critic"])
 @pytest.mark.parametrize("backup", ["mean", "max", "soft"])
 @pytest.mark.parametrize(
-    ("selection", "prior", "top_k"), [("puct", "policy", 0), ("puct", "ref", 3), ("ucb", "policy", 2)]
+    ("selection", "prior", "top_k", "policy"),
+    [("puct", "policy", 0, LOGP), ("puct", "ref", 3, RAGGED), ("ucb", "policy", 2, LOGP), ("ucb", "ref", 0, RAGGED)],
 )
 def test_every_number_is_that_of_a_search_written_down_once_more(
-    selection: Any, prior: Any, top_k: int, backup: Any, leaf: str
+    selection: Any, prior: Any, top_k: int, policy: Tensor, backup: Any, leaf: str
 ) -> None:
     rules = Rules(23, top_k, 8.0, selection, backup, prior, "implicit" if leaf == "implicit" else knowing, beta=BETA)
-    _, forest = grown(rules)
-    counted = 0
+    search, forest = grown(rules, policy)
+    played, counted = play(search, forest.last), 0
     for prompt, ids in enumerate(PROMPTS):
-        root = Node(tuple(ids.tolist()), 0)
+        root = Node(tuple(ids.tolist()), 0, policy)
         worth = [root.simulate(rules, (lambda state: 0.0) if leaf == "implicit" else made_up) for _ in range(23)][-1]
         last = int(forest.last[prompt])
         assert forest.column("visits")[last] == 23, "the first simulation expands the root"
         assert forest.column("value")[last] == pytest.approx(worth, abs=1e-12)
         counted += same(forest, last, root)
         assert sum(root.n.values()) == 22
+        assert int(forest.token[played[prompt]]) == root.choice(rules)
     assert counted == len(forest) - 1 > 14, "the two prompts' last nodes, and all behind them"
 
 
@@ -185,16 +205,15 @@ def test_the_first_simulations_by_hand() -> None:
     assert policy.evaluations == 0
 
 
-def test_what_is_played_follows_from_the_backup() -> None:
-    for backup, of in (("max", "value"), ("mean", "visits"), ("soft", None)):
-        rules = Rules(9, 0, 2.0, "ucb", backup, beta=BETA)  # pyright: ignore[reportArgumentType]
-        search, forest = grown(rules)
-        played = play(search, forest.last).tolist()
-        for prompt, node in enumerate(played):
-            first = int(forest.column("first")[forest.last[prompt]])
-            row = ROWS[tuple(PROMPTS[prompt].tolist())]
-            by = forest.column(of)[first : first + 4] if of else LOGP[row][forest.token[first : first + 4]]
-            assert node - first == int(by.argmax())
+def test_of_actions_tried_alike_the_better_is_played() -> None:
+    search, forest = grown(Rules(40, 0, 1e9, "ucb", "mean", beta=BETA), RAGGED)
+    played = play(search, forest.last)
+    for prompt in range(2):
+        first, count = (int(forest.column(name)[forest.last[prompt]]) for name in ("first", "children"))
+        visits, value = (forest.column(name)[first : first + count] for name in ("visits", "value"))
+        tied = visits == visits.max()
+        assert (count, int(tied.sum())) == ((2, 1), (4, 3))[prompt], "39 visits in two, and in four"
+        assert played[prompt] - first == int(value.masked_fill(~tied, -9).argmax())
 
 
 @pytest.mark.parametrize("top_k", [0, 2])
@@ -252,6 +271,10 @@ def test_what_was_found_out_below_an_action_stays() -> None:
     inner = forest.column("first").isnan() & ~search.over(torch.arange(len(forest)))
     assert sorted(search.open.tolist()) == [n for n in below if inner[n]]
     assert 0 < len(search.open) < inner[3:].sum()
+    both = search.open
+    search.narrow(roots[1:])
+    assert search.open.tolist() == [node for node in both.tolist() if forest.prompt[node] == 1]
+    search.open = both
     for _ in range(5):
         back_up(search, search.expand(select(search, roots)), roots)
     after = forest.column("visits")
@@ -297,7 +320,7 @@ def test_a_critic_that_knows_needs_fewer_simulations(seed: int) -> None:
 
 
 def test_rollouts_are_drawn_ends_and_their_rewards() -> None:
-    search, forest = grown(Rules(1, 2, backup="mean", leaf="rollout", beta=BETA, seed=1))
+    search, forest = grown(Rules(1, 0, backup="mean", leaf="rollout", beta=BETA, seed=5))
     for prompt in range(2):
         last = int(forest.last[prompt])
         first = int(forest.column("first")[last])
@@ -307,11 +330,29 @@ def test_rollouts_are_drawn_ends_and_their_rewards() -> None:
         tokens = forest.answer(drawn[-1])
         assert forest.column("guess")[last] == pytest.approx(sums(REWARD, prompt)[tuple(tokens)])
         assert forest.column("value")[last] == forest.column("guess")[last]
-        for child in (first, first + 1):
+        assert len(tokens) > 1
+        for child in range(first, first + 4):
             went = int(forest.token[child]) == tokens[0]
             ahead = sum(float(forest.column("reward")[n]) for n in drawn[1:]) if went else 0.0
             assert forest.column("value")[child] == pytest.approx(float(forest.column("reward")[child]) + ahead)
     assert search.policy.evaluations == sum(forest.column("visits").isnan()[3:]) - 2
+
+
+def test_every_rollout_has_chances_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def told(seed: int, number: int, shape: tuple[int, ...]) -> Tensor:
+        asked.append((seed, number, shape))
+        return uniform(seed, number, shape)
+
+    monkeypatch.setattr("softq.search.mcts.uniform", told)
+    for seed in (0, 3):
+        search = Search(*speakers(), LIMITS, Rules(leaf="rollout", seed=seed), torch.tensor([5, 8]))
+        search.expand(search.forest.last)
+        behind = [node for node in search.open.tolist() if node > search.forest.last[-1]]
+        search.expand(torch.tensor([behind[0], behind[-1]]))
+    assert asked == [(seed * 2**32 + k, number, (3,)) for seed in (0, 3) for k in (1, 2) for number in (5, 8)]
+    assert Rules().seed == 0
 
 
 def test_rollouts_follow_the_policy_and_depend_on_nothing_else() -> None:
@@ -388,10 +429,12 @@ def test_chunks_end_at_their_length_and_at_separators() -> None:
 def test_a_token_that_one_of_them_forbids_is_no_action() -> None:
     closed = LOGP.clone()
     closed[:, 0] = -torch.inf
-    _, forest = searched(Rules(30, 0, 20.0, "ucb", beta=BETA), closed.log_softmax(-1))
-    assert not (forest.token[3:] == 0).any()
-    other = torch.full_like(LOGP, -torch.inf)
-    other[:, 0] = 0.0
+    for prior in ("policy", "ref"):
+        for tables in ((closed.log_softmax(-1), REF_LOGPS), (LOGP, closed.log_softmax(-1))):
+            _, forest = searched(Rules(30, 0, 20.0, "ucb", prior=prior, beta=BETA), *tables)
+            assert not (forest.token[3:] == 0).any()
+    other = REF_LOGPS.clone()
+    other[ROWS[2,], 1:] = -torch.inf  # one of the prompts
     with pytest.raises(ValueError, match="no token is possible for both"):
         searched(Rules(3), closed.log_softmax(-1), other)
 

@@ -168,8 +168,11 @@ class Search:
 
     def over(self, nodes: Tensor) -> Tensor:
         """[n] bool: ended, or at the limit; nothing follows."""
-        said = self.forest.depth[nodes] - self.forest.depth[self.forest.last[self.forest.prompt[nodes]]]
-        return (self.forest.column("ended")[nodes] == 1) | (said >= self.limits.tokens)
+        return (self.forest.column("ended")[nodes] == 1) | (self.length(nodes) >= self.limits.tokens)
+
+    def length(self, nodes: Tensor) -> Tensor:
+        """[n] tokens of each one's answer so far."""
+        return self.forest.depth[nodes] - self.forest.depth[self.forest.last[self.forest.prompt[nodes]]]
 
     def edges(self, states: Tensor) -> Edges:
         """The actions of states [n] that were expanded."""
@@ -194,9 +197,10 @@ class Search:
     def narrow(self, roots: Tensor) -> None:
         """Only what stands behind these, and has no children yet, is open."""
         forest = self.forest
-        under = torch.full((len(forest.last),), -1)
+        under = torch.zeros_like(forest.last)
         under[forest.prompt[roots]] = roots
-        found = self.open[forest.column("first")[self.open].isnan() & (under[forest.prompt[self.open]] >= 0)]
+        going = torch.isin(forest.prompt[self.open], forest.prompt[roots])
+        found = self.open[forest.column("first")[self.open].isnan() & going]
         goal, above = under[forest.prompt[found]], found
         while len(lower := (forest.depth[above] > forest.depth[goal]).nonzero()[:, 0]):
             above = above.index_copy(0, lower, forest.parent[above[lower]])
@@ -212,10 +216,8 @@ class Search:
 
     def _branches(self, nodes: Tensor) -> Tensor:
         """[n] bool: whether a chunk ends here."""
-        first = self.forest.last[self.forest.prompt[nodes]]
-        said = self.forest.depth[nodes] - self.forest.depth[first]
-        separators = torch.tensor(sorted(self.rules.separators), dtype=torch.int64)
-        return (said % self.rules.chunk == 0) | torch.isin(self.forest.token[nodes], separators)
+        separators = torch.tensor([*self.rules.separators], dtype=torch.int64)
+        return (self.length(nodes) % self.rules.chunk == 0) | torch.isin(self.forest.token[nodes], separators)
 
     def _sprout(self, at: Tensor, logp: Tensor, ref_logp: Tensor, branching: Tensor) -> None:
         """The top_k children of states where a chunk ends, and of others the policy's likeliest."""
@@ -279,8 +281,8 @@ class Search:
         chance = torch.stack([uniform(seed, number, (self.limits.tokens,)) for number in numbers])
         live, total = torch.arange(len(at)), torch.zeros(len(at), dtype=torch.float64)
         firsts: tuple[Tensor, Tensor] | None = None
-        for step in range(self.limits.tokens):
-            token = pick(logp.double().cpu(), chance[live, step])
+        for chances in chance.T:
+            token = pick(logp.double().cpu(), chances[live])
             ended = self.limits.ended(self.forest, at, token)
             taken = (x.cpu().gather(-1, token[:, None])[:, 0] for x in (logp, ref_logp))
             nodes = self._add(token, at, *taken)
