@@ -233,21 +233,21 @@ def test_a_soft_search_gives_the_policy_back(top_k: int) -> None:
 
 @pytest.mark.parametrize("selection", ["puct", "ucb"])
 def test_a_hard_search_finds_the_highest_implicit_reward(selection: Any) -> None:
-    found, forest = searched(Rules(150, 0, 20.0, selection, beta=BETA))
+    found, forest = searched(Rules(60, 0, 20.0, selection, beta=BETA))
     for prompt, answer in enumerate(found):
         assert answer.tokens == highest(REWARD, prompt)
         assert answer.score == pytest.approx(sums(REWARD, prompt)[answer.tokens])
         assert answer.logp == pytest.approx(sums(LOGP, prompt)[answer.tokens])
         assert answer.ended == (answer.tokens[-1] == 3)
         assert forest.column("value")[forest.last[prompt]] == pytest.approx(answer.score)
-    by_mean, below = searched(Rules(150, 0, 20.0, selection, "mean", beta=BETA))
+    by_mean, below = searched(Rules(60, 0, 20.0, selection, "mean", beta=BETA))
     assert all(below.column("value")[below.last] < forest.column("value")[forest.last] - 0.1)
     assert all(mean.score <= best.score + 1e-12 for mean, best in zip(by_mean, found, strict=True))
 
 
 def test_without_a_reference_the_likeliest_answer_is_looked_for() -> None:
     policy, _ = speakers()
-    found = tree_search(policy, None, LIMITS, Rules(150, 0, 20.0, beta=BETA))
+    found = tree_search(policy, None, LIMITS, Rules(60, 0, 20.0, beta=BETA))
     for prompt, (answer,) in enumerate(found):
         assert answer.tokens == highest(LOGP, prompt)
         assert answer.score == pytest.approx(BETA * answer.logp)
@@ -358,12 +358,12 @@ def test_every_rollout_has_chances_of_its_own(monkeypatch: pytest.MonkeyPatch) -
 def test_rollouts_follow_the_policy_and_depend_on_nothing_else() -> None:
     """The mean of the first leaf value is KL(π‖π_ref) of whole answers, and a neighbour changes nothing."""
     guesses = torch.stack(
-        [(f := grown(Rules(1, leaf="rollout", seed=s))[1]).column("guess")[f.last] for s in range(400)]
+        [(f := grown(Rules(1, leaf="rollout", seed=s))[1]).column("guess")[f.last] for s in range(150)]
     )
     for prompt in range(2):
         logp, ratio = sums(LOGP, prompt), sums(LOGP - REF_LOGPS, prompt)
         mean = sum(math.exp(logp[y]) * ratio[y] for y in logp)
-        spread = math.sqrt(sum(math.exp(logp[y]) * (ratio[y] - mean) ** 2 for y in logp) / 400)
+        spread = math.sqrt(sum(math.exp(logp[y]) * (ratio[y] - mean) ** 2 for y in logp) / 150)
         assert abs(float(guesses[:, prompt].mean()) - mean) < 3 * spread
     rules = Rules(8, 3, backup="mean", leaf="rollout", seed=5)
     both, forest = searched(rules)
