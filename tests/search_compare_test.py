@@ -147,6 +147,14 @@ def test_the_picture_is_where_the_numbers_are() -> None:
     assert {"<a>", "b", "c", "<t>", "random", "10", "100", "1,000"} <= {*words}
 
 
+def test_names_of_points_at_one_place_stand_apart() -> None:
+    points = [Point(f"a long name {n}", 100 + n, 1.0 + 0.001 * n, (0.9, 1.1)) for n in range(5)]
+    text = compute_plot([*points, Point("far", 1, 0.0)], [], title="t", reward="r", compute="c")
+    names = [each for each in ElementTree.fromstring(text) if (each.get("class") or "") == "name"]
+    places = {(each.get("text-anchor"), each.get("y")) for each in names if each.text != "far"}
+    assert len(places) == 5
+
+
 def test_compare_end_to_end(policy: Path, reference: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:  # noqa: F811
     (tmp_path / "judges.py").write_text(
         "def short(prompts, completions):\n    return [-len(c.split()) for c in completions]\n"

@@ -8,9 +8,9 @@ from typing import NamedTuple
 from softq.inspection.plot import LETTER, STYLE, number, ticks
 
 WIDTH, HEIGHT = 760, 430
-LEFT, RIGHT, TOP, BOTTOM = 58.0, 64.0, 58.0, 52.0  # px around the points
+LEFT, RIGHT, TOP, BOTTOM = 58.0, 96.0, 58.0, 52.0  # px around the points
 HIGH = 12.0  # px of a name
-PLACES = ((9, 4, "start"), (-9, 4, "end"), (8, -8, "start"), (-8, -8, "end"), (8, 17, "start"), (-8, 17, "end"))
+PLACES = [(side * 9, down, end) for down in (4, -10, 18, -24, 32, -38, 46) for side, end in ((1, "start"), (-1, "end"))]
 """Where a name may stand beside its point, in px, and which of its ends is there; the first free one is taken."""
 
 MORE = (
