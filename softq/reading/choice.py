@@ -3,7 +3,8 @@
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from shlex import quote
 from typing import Any, NamedTuple
@@ -70,6 +71,18 @@ def choice(policy: str, reference: str | None, beta: float | None) -> Choice:
         notes = (told, *notes)
     method = run.method if run is not None else None
     return Choice(name, known if beta is None else beta, notes, *mark, method=method)
+
+
+@contextmanager
+def had_again(chosen: Choice, policy: str) -> Iterator[None]:
+    """Loading in it says what to do where the reference that a manifest names is not there any more."""
+    try:
+        yield
+    except ValueError as error:
+        if chosen.fingerprint is None or not str(error).startswith(f"model {chosen.reference}:"):
+            raise
+        where = f"{policy} was trained with it: give --reference DIR, where it is now, or none"
+        raise ValueError(f"{error}; {where}") from error
 
 
 def same_words(reference: str, policy: PreTrainedTokenizerBase, records: Iterable[Encoded]) -> None:

@@ -12,7 +12,7 @@ from softq.inspection.shelf import facts
 from softq.lm.load import Loaded, load
 from softq.lm.tokenizer import load_tokenizer
 from softq.reading.checkpoints import checkpoints, scored_by
-from softq.reading.choice import Choice, choice, same_words
+from softq.reading.choice import Choice, choice, had_again, same_words
 from softq.reading.cross_fit import CrossFit, Fold, check_data, check_same, cross_fit, crossed, described
 from softq.reading.outputs import check_open, claim
 from softq.reading.score import PART
@@ -115,13 +115,8 @@ def _opened(asked: Asked, chosen: Choice, device: str) -> tuple[Dataset, Loaded,
     data = ranks.one_after_another(of)
     if data.kind == "prompts":
         raise DataError(f"{data.records[0].where}: no completion to score; give rows that answer their prompts")
-    try:
+    with had_again(chosen, asked.policy):
         loaded = _loaded(asked, chosen, data, spoken.tokenizer, device)
-    except ValueError as error:
-        if chosen.fingerprint is None or not str(error).startswith(f"model {chosen.reference}:"):
-            raise
-        where = f"{asked.policy} was trained with it: give --reference DIR, where it is now, or none"
-        raise ValueError(f"{error}; {where}") from error
     notes = (*spoken.notes, *loaded.notes, *chosen.check(loaded))
     return data, loaded._replace(notes=notes), spoken.end_ids
 

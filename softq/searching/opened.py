@@ -13,7 +13,7 @@ from softq.lm.load import Loaded, load, load_reward_model
 from softq.lm.reward import is_reward_model
 from softq.lm.score import Models
 from softq.lm.tokenizer import adapted, load_tokenizer
-from softq.reading.choice import Choice, choice, same_words
+from softq.reading.choice import Choice, choice, had_again, same_words
 from softq.searching.prompts import Prompt, asking
 from softq.training import ranks
 from softq.training.output import end_tokens
@@ -69,7 +69,8 @@ def opened(asked: Asked) -> Opened:
     )
     if chosen.reference not in (None, "uniform"):
         same_words(chosen.reference, spoken.tokenizer, (_as_record(prompt) for prompt in of.prompts))
-    loaded = _loaded(asked, chosen, device)
+    with had_again(chosen, asked.policy):
+        loaded = _loaded(asked, chosen, device)
     ends = frozenset(end_tokens(loaded.policy, loaded.tokenizer, of.ends | spoken.end_ids))
     notes = (*chosen.notes, *of.notes, *loaded.notes, *chosen.check(loaded), *_endless(ends))
     return Opened(loaded, of.prompts, ends, positions(loaded.policy), chosen.beta, notes)
