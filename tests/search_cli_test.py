@@ -257,6 +257,13 @@ def test_mistakes_are_one_line(
     assert not list(tmp_path.iterdir())
 
 
+def test_a_value_model_has_a_value_head(policy: Path, capsys: pytest.CaptureFixture) -> None:
+    words = ["search", "--policy", str(policy), "--prompt", "no", "--value", str(policy)]
+    code, _, told = called(words, capsys)
+    assert (code, told.count("\n")) == (2, 1)
+    assert "has a head over tokens: give a value model" in told
+
+
 def test_data_is_checked(policy: Path, capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
     chat = jsonl(tmp_path / "chat.jsonl", [{"prompt": [{"role": "user", "content": "a"}]}])
     long = jsonl(tmp_path / "long.jsonl", [{"prompt": "no " * 3000}])

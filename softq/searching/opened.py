@@ -1,6 +1,7 @@
 """The models, the prompts and the limits of a search, from what a user named."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -86,6 +87,10 @@ def _loaded(asked: Asked, chosen: Choice, device: str) -> Loaded:
     }
     valued = {name: there for name, there in asked.models.items() if _valued(there, asked.trust_remote_code)}
     speaking = {name: there for name, there in asked.models.items() if name not in valued}
+    if "value" in speaking and Path(speaking["value"]).is_dir():
+        raise ValueError(
+            f"--value {speaking['value']} has a head over tokens: give a value model, as softq train value makes"
+        )
     loaded = load(asked.policy, chosen.reference, others=speaking, **how)
     models: dict[str, nn.Module] = dict(loaded.models.items())
     notes = list(loaded.notes)
