@@ -2,6 +2,8 @@
 
 from collections.abc import Callable
 from functools import cache
+from itertools import repeat
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +14,8 @@ from softq.lm.growing import Growing
 from softq.lm.load import load, load_reward_model
 from softq.lm.reward import RewardModel
 from softq.mdp.tabular import TabularLM, random_table, token_tree
+from softq.objectives.values import value
+from softq.records import Batch
 from softq.search.answer import Answer, Limits
 from softq.search.beam import beam
 from softq.search.decoders import DECODERS
@@ -19,6 +23,8 @@ from softq.search.guided import Guided, composed
 from softq.search.heard import Heard
 from softq.search.scoring import tokens_of
 from softq.search.voice import Likelihood, Speaker
+from softq.training.loop import train
+from softq.training.update import AdamW
 from softq.verify import value_laws
 from softq.verify.law import Finding
 from softq.verify.theory import TABLES
@@ -251,3 +257,36 @@ def test_beams_are_guided_too(models: Callable[[str], dict]) -> None:
     torch.testing.assert_close(
         torch.tensor([a.score for a in answers], dtype=torch.float64), expected, rtol=0, atol=1e-4
     )
+
+
+def test_a_value_that_was_learned_from_samples_raises_what_they_were_scored_by(tmp_path: Path) -> None:
+    """Samples of a policy, scored by how many of their tokens are even; a value of another body and seed; decoded with it."""
+    policy = tiny("llama", torch.float32)
+    with torch.no_grad():
+        policy.get_output_embeddings().weight.mul_(0.6)
+    loaded = load(policy, None, tokenizer=tokenizer())
+    body = tiny("gpt2", torch.float32)
+    with torch.no_grad():
+        for parameter in body.parameters():
+            parameter.mul_(0.1 if parameter.dim() > 1 else 1.0)  # their usual size: large ones learn slowly
+    body.save_pretrained(tmp_path)
+    torch.manual_seed(0)
+    learner = load_reward_model(str(tmp_path), tokenizer=tokenizer())
+
+    def answers(models: dict, seed: int, name: str, **settings) -> list[Answer]:
+        on = Heard({"policy": loaded.policy, **models}, PROMPTS, Limits(3), seed=seed)
+        return [answer for each in DECODERS[name](on, **settings) for answer in each]
+
+    def even(found: list[Answer]) -> Tensor:
+        return torch.tensor([sum(token % 2 == 0 for token in each.tokens) for each in found], dtype=torch.float32)
+
+    seen = answers({}, 0, "sample", n=20)
+    batch = Batch(tokens_of(PROMPTS, seen), None, {"reward": even(seen)})
+    update = AdamW(learner.models, learning_rate=1e-2)
+    losses = [step.metrics["loss"] for step in train(learner.models, value(), lambda _: repeat(batch, 30), update)]
+    assert losses[-1] < losses[0] / 4
+    means = []
+    for strength in (-3.0, 0.0, 3.0):
+        found = answers({"value": learner.policy}, 1, "guided", n=20, strength=strength)
+        means.append(even(found).mean().item())
+    assert means[2] > means[1] + 0.5 > means[0] + 1
