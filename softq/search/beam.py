@@ -33,6 +33,18 @@ class Beams(NamedTuple):
     answers: tuple[list[Answer], ...]  # of each prompt, at most `width`
 
 
+class Rule(NamedTuple):
+    """How wide, for how many answers, and how length counts."""
+
+    width: int
+    n: int
+    length_penalty: float
+
+    def normalised(self, score: float, length: int) -> float:
+        """The score of a finished answer."""
+        return score / length**self.length_penalty
+
+
 def beam(
     objective: Objective, limits: Limits, *, width: int = 5, n: int = 1, length_penalty: float = 0.0
 ) -> list[list[Answer]]:
@@ -44,26 +56,27 @@ def beam(
     """
     if not 1 <= n <= width:
         raise ValueError(f"n = {n} answers of {width} beams: expected from 1 to as many as beams")
-    forest = objective.voices[0].forest
+    rule, forest = Rule(width, n, length_penalty), objective.voices[0].forest
     P = len(forest.last)
     beams = Beams(forest.last, torch.zeros(P, dtype=torch.float64), tuple([] for _ in range(P)))
     for step in range(1, limits.tokens + 1):
-        beams = _stepped(objective, limits, beams, width, length_penalty, step)
-        open_ = _open(objective, limits, beams, n, length_penalty, step)
+        beams = _stepped(objective, limits, beams, rule, step)
+        open_ = _open(objective, limits, beams, rule, step)
         beams = Beams(beams.nodes[open_], beams.scores[open_], beams.answers)
         if not len(beams.nodes):
             break
         for voice in objective.voices:
             voice.keep(beams.nodes)
     for node, score in zip(beams.nodes.tolist(), beams.scores.tolist(), strict=True):
-        cut = answer(forest, node, False, score / limits.tokens**length_penalty)
+        cut = answer(forest, node, False, rule.normalised(score, limits.tokens))
         beams.answers[cut.prompt].append(cut)
     return [best(answers, n) for answers in beams.answers]
 
 
-def _stepped(objective: Objective, limits: Limits, beams: Beams, width: int, length_penalty: float, step: int) -> Beams:
+def _stepped(objective: Objective, limits: Limits, beams: Beams, rule: Rule, step: int) -> Beams:
     """Every beam goes on: of all its prompt's candidates the best `width` that do not end, and those among them that do."""
     forest = objective.voices[0].forest
+    width = rule.width
     rated = objective.rated(beams.nodes)
     row, token, score = _candidates(forest, beams, rated, width, width + max(width, len(limits.ends)))
     prompt, ended = forest.prompt[beams.nodes[row]], limits.ended(forest, beams.nodes[row], token)
@@ -76,7 +89,7 @@ def _stepped(objective: Objective, limits: Limits, beams: Beams, width: int, len
         forest.put(name, nodes, values)
     forest.put("score", nodes, score)
     for node, value in zip(nodes[ended].tolist(), score[ended].tolist(), strict=True):
-        found = answer(forest, node, True, value / step**length_penalty)
+        found = answer(forest, node, True, rule.normalised(value, step))
         beams.answers[found.prompt].append(found)
     for answers in beams.answers:
         answers[:] = best(answers, width)
@@ -99,13 +112,13 @@ def _candidates(forest: Growing, beams: Beams, rated: Rated, width: int, each: i
     return beam_of, tokens.cpu()[beam_of, at % scores.shape[1]], best_scores[best_scores > -torch.inf]
 
 
-def _open(objective: Objective, limits: Limits, beams: Beams, n: int, length_penalty: float, step: int) -> Tensor:
+def _open(objective: Objective, limits: Limits, beams: Beams, rule: Rule, step: int) -> Tensor:
     """[m] bool: beams of prompts whose n answers could still be bettered."""
     prompt = objective.voices[0].forest.prompt[beams.nodes]
     if not objective.falling:
         return torch.ones(len(prompt), dtype=torch.bool)
-    length = limits.tokens if length_penalty > 0 else min(step + 1, limits.tokens)
-    nth = [answers[n - 1].score if len(answers) >= n else -torch.inf for answers in beams.answers]
+    length = limits.tokens if rule.length_penalty > 0 else min(step + 1, limits.tokens)
+    nth = [answers[rule.n - 1].score if len(answers) >= rule.n else -torch.inf for answers in beams.answers]
     could = torch.full((len(nth),), -torch.inf, dtype=torch.float64)
-    could.scatter_reduce_(0, prompt, beams.scores / length**length_penalty, "amax")
+    could.scatter_reduce_(0, prompt, beams.scores / length**rule.length_penalty, "amax")
     return could[prompt] > torch.tensor(nth, dtype=torch.float64)[prompt]

@@ -59,7 +59,7 @@ def chunk_beam(
         ended |= set(at[over].tolist())
         fresh = at.unique()
         scores |= zip(fresh.tolist(), score(forest, fresh).double().tolist(), strict=True)
-        beams = _kept(forest, beams, ended, fresh.tolist(), scores, width)
+        beams = _kept(forest, _finished(beams, ended), fresh.tolist(), scores, width)
         voice.keep(torch.tensor(sorted({node for nodes in beams.values() for node in nodes} - ended)))
     return [[answer(forest, node, node in ended, scores[node]) for node in nodes] for nodes in beams.values()]
 
@@ -82,19 +82,16 @@ def _stems(
     return stem, rows
 
 
+def _finished(beams: dict[int, list[int]], ended: set[int]) -> dict[int, list[int]]:
+    """Of each prompt, the beams that are at their end."""
+    return {prompt: [node for node in nodes if node in ended] for prompt, nodes in beams.items()}
+
+
 def _kept(
-    forest: Growing,
-    beams: dict[int, list[int]],
-    ended: set[int],
-    fresh: list[int],
-    scores: dict[int, float],
-    width: int,
+    forest: Growing, finished: dict[int, list[int]], fresh: list[int], scores: dict[int, float], width: int
 ) -> dict[int, list[int]]:
-    """The best paths of each prompt: those that were finished before, and those that are new; of ties the first."""
-    found: dict[int, dict[tuple[int, ...], int]] = {
-        prompt: {tuple(forest.answer(node)): node for node in nodes if node in ended and node in scores}
-        for prompt, nodes in beams.items()
-    }
+    """The best paths of each prompt, of those that are finished and those that are new; of ties, and of twins, the first."""
+    found = {prompt: {tuple(forest.answer(node)): node for node in nodes} for prompt, nodes in finished.items()}
     for node in fresh:
         found[int(forest.prompt[node])].setdefault(tuple(forest.answer(node)), node)
     return {
