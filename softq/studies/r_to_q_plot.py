@@ -16,7 +16,10 @@ LINES: Mapping[str, Any] = {"beam": "first", "best of n by likelihood": "second"
 
 def pictures(found: Results) -> dict[str, str]:
     """File name -> SVG."""
-    return {"credit.svg": credit(found), "search.svg": search(found), "falling.svg": falling(found)}
+    return {
+        f"r_to_q_{name}.svg": made(found)
+        for name, made in {"credit": credit, "search": search, "falling": falling}.items()
+    }
 
 
 def credit(found: Results) -> str:

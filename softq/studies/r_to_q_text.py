@@ -159,11 +159,11 @@ def markdown(found: Results, recipe: Any) -> str:
             "# From r to Q*, asked again",
             _head(found, recipe),
             "\n".join(["## What was found", "", *_told(found)]),
-            "## Credit\n\n![AUC of finding a wrong word](credit.svg)",
+            "## Credit\n\n![AUC of finding a wrong word](r_to_q_credit.svg)",
             "\n".join(_credit_table(found)),
-            "## Search\n\n![True reward against beams](search.svg)",
+            "## Search\n\n![True reward against beams](r_to_q_search.svg)",
             "\n".join(_search_table(found)),
-            "## Falling likelihood\n\n![Rewards through training](falling.svg)",
+            "## Falling likelihood\n\n![Rewards through training](r_to_q_falling.svg)",
             _law(found),
             "\n".join(["## Every claim", "", *_claims_table(found)]),
             _caveats(),
@@ -269,7 +269,8 @@ def _caveats() -> str:
 - The world has popular errors by design: the first word of some names leads the crowd astray, so greedy decoding of a model of
   the crowd goes wrong where the whole name would not. That beams gain nothing before dpo is by this design, too.
 - Harmless rare words are less likely than popular errors, which is why log-probs alone find errors badly.
-- Many beams lengthen through length normalisation, and it is the world's price of fillers that makes longer worse."""
+- Many beams neither lengthen nor hurt here, not even with transformers' length penalty. So that part of the second finding is
+  neither seen nor refuted: it needs a world in which longer answers are likelier a token."""
 
 
 def _how_made(found: Results, recipe: Any) -> str:
