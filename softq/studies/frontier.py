@@ -111,7 +111,7 @@ def weighed(directory: Path, recipe: Recipe, seed: int) -> Found:
         learned(model, scored(world, model, said, name), recipe, seed, steps=steps[name])
         values[name] = model.policy
     grid = product(levels(recipe.most_of_names, recipe.levels), levels(recipe.most_of_brevity, recipe.levels))
-    places = [place(world, policy, values, weights, recipe, seed) for weights in grid]
+    places = [place(world, policy, values, weights, recipe=recipe, seed=seed) for weights in grid]
     return Found(places, time.process_time() - began)
 
 
@@ -171,6 +171,7 @@ def place(
     loaded: Loaded,
     values: Mapping[str, LanguageModel],
     weights: tuple[float, float],
+    *,
     recipe: Recipe,
     seed: int,
 ) -> Place:
