@@ -34,7 +34,10 @@ def found(wobble: float = 0.01) -> dict[int, list[Place]]:
     names = {(0, 0): 1.5, (0, 2): 1.4, (4, 0): 2.0, (4, 2): 1.8, (8, 0): 1.9, (8, 2): 1.5}
     letters = dict(zip(names, (110.0, 90.0, 112.0, 94.0, 115.0, 95.0), strict=True))
     return {
-        seed: [Place(*map(float, at), right + wobble * seed, letters[at], 0.1 * at[0]) for at, right in names.items()]
+        seed: [
+            Place(float(one), float(other), right + wobble * seed, letters[one, other], 0.1 * one)
+            for (one, other), right in names.items()
+        ]
         for seed in range(3)
     }
 
