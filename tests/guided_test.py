@@ -110,6 +110,13 @@ def test_what_is_missing_or_does_not_fit_is_one_line() -> None:
         Guided(on.policy, [(1.0, policy)], 9, top_k=0)
 
 
+def test_a_language_model_is_no_value(models: Callable[[str], dict]) -> None:
+    with pytest.raises(
+        ValueError, match="the model 'policy' is a language model; give one that says values: softq train"
+    ):
+        DECODERS["guided"](Heard(models("plain"), PROMPTS, LIMITS), values="policy")
+
+
 # --- the laws ---
 
 

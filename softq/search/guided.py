@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from softq.lm.growing import Growing
+from softq.lm.model import CausalLM
 from softq.lm.reward import RewardModel
 from softq.lm.score import LanguageModel, Valued
 from softq.lm.walk import walk
@@ -123,7 +124,11 @@ class Guided:
 
 
 def same_tokens(policy: LanguageModel, value: LanguageModel, name: str) -> Valued:
-    """The value, by its name. ValueError where it lacks tokens that the policy may say."""
+    """The value, by its name. ValueError where it is none, or lacks tokens that the policy may say."""
+    if isinstance(value, CausalLM) and not isinstance(value, RewardModel):
+        raise ValueError(
+            f"the model {name!r} is a language model; give one that says values: softq train value makes it"
+        )
     if value.vocabulary < policy.vocabulary:
         raise ValueError(
             f"the model {name!r} reads {value.vocabulary} tokens, the policy says {policy.vocabulary}: a value shares "

@@ -56,7 +56,7 @@ class Recipe(NamedTuple):
     learning_rate: float = 1.5e-3
     levels: int = 4  # of each weight: 0, and then doubled up to the largest
     most_of_names: float = 8.0  # nats a right name
-    most_of_brevity: float = 4.0  # nats for ten letters less
+    most_of_brevity: float = 8.0  # nats for ten letters less
     top_k: int = 10
     answers: int = 8  # to a held-out prompt, by each pair of weights
 
@@ -111,7 +111,8 @@ def weighed(directory: Path, recipe: Recipe, seed: int) -> Found:
         learned(model, scored(world, model, said, name), recipe, seed, steps=steps[name])
         values[name] = model.policy
     grid = product(levels(recipe.most_of_names, recipe.levels), levels(recipe.most_of_brevity, recipe.levels))
-    places = [place(world, policy, values, weights, recipe=recipe, seed=seed) for weights in grid]
+    asked = partial(answered, policy, world.held_out, values, seed, n=recipe.answers, top_k=recipe.top_k)
+    places = [place(world, policy, weights, asked) for weights in grid]
     return Found(places, time.process_time() - began)
 
 
@@ -167,17 +168,10 @@ def learned(loaded: Loaded, records: Sequence[Encoded], recipe: Recipe, seed: in
 
 
 def place(
-    world: World,
-    loaded: Loaded,
-    values: Mapping[str, LanguageModel],
-    weights: tuple[float, float],
-    *,
-    recipe: Recipe,
-    seed: int,
+    world: World, loaded: Loaded, weights: tuple[float, float], asked: Callable[..., list[tuple[Said, float]]]
 ) -> Place:
-    """What the model answers to held-out prompts, guided by both values with these weights."""
-    asked = "+".join(f"{name}={weight!r}" for name, weight in zip(SCORES, weights, strict=True))
-    found = answered(loaded, world.held_out, values, seed, n=recipe.answers, values=asked, top_k=recipe.top_k)
+    """What the model answers where both values have these weights."""
+    found = asked(values="+".join(f"{name}={weight!r}" for name, weight in zip(SCORES, weights, strict=True)))
     said = [one for one, _ in found]
     rows = [completion(one.prompt, one.answer, loaded.tokenizer, ended=one.ended) for one in said]
     tokens = tokens_of(rows, range(len(rows)))

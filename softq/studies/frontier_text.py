@@ -43,13 +43,18 @@ def over_seeds(found: Results) -> dict[tuple[float, float], dict[str, Spread]]:
 
 
 def undominated(found: Results) -> list[tuple[float, float]]:
-    """The pairs of weights that no other beats in one of names and letters without losing in the other, the longest first."""
-    means = {of: (figures["names"].mean, -figures["letters"].mean) for of, figures in over_seeds(found).items()}
-    kept = [
-        of for of, here in means.items()
-        if not any(other != here and all(b >= a for a, b in zip(here, other, strict=True)) for other in means.values())
-    ]  # fmt: skip
-    return sorted(kept, key=lambda of: means[of][1])
+    """The pairs of weights that no other beats in names or letters without losing in the other, the longest answers first.
+
+    By the means; differences up to LEAST are none.
+    """
+    means = {of: (figures["names"].mean, figures["letters"].mean) for of, figures in over_seeds(found).items()}
+
+    def beaten(here: tuple[float, float], by: tuple[float, float]) -> bool:
+        more = (by[0] - here[0]) / LEAST["names"], (here[1] - by[1]) / LEAST["letters"]
+        return min(more) >= -1 and max(more) > 1
+
+    kept = [of for of, here in means.items() if not any(beaten(here, by) for by in means.values())]
+    return sorted(kept, key=lambda of: -means[of][1])
 
 
 def gained(found: Results, to: tuple[float, float], since: tuple[float, float], name: str) -> Spread:
@@ -106,8 +111,13 @@ def _told(found: Results) -> Iterator[str]:
         f"- **Composed, both move.** With {some:g} and {brevity[-2]:g}: {_signed(right)} right names and {_signed(letters, 1)} "
         "letters at once, by values that were trained apart."
     )
+    kl = over_seeds(found)
+    yield (
+        f"- What it takes, in KL from the model: {_with(kl[some, brevity[-2]]['kl'], 1)} nats an answer for both of these, "
+        f"{_with(kl[some, short]['kl'], 1)} at brevity {short:g}. Far from its samples a value is a guess."
+    )
     listed = ", ".join(f"({a:g}, {b:g})" for a, b in undominated(found))
-    yield f"- The frontier, of which nothing else is both shorter and right more often, is at the weights {listed}."
+    yield f"- The frontier, off which something else is better in one and no worse in the other, is at the weights {listed}."
 
 
 def _table(found: Results) -> Iterator[str]:
@@ -144,7 +154,7 @@ def _turned(found: Spread) -> Spread:
 
 def _with(found: Spread, digits: int) -> str:
     half = "" if found.interval is None else f" ±{(found.interval[1] - found.interval[0]) / 2:.{digits}f}"
-    return f"{found.mean:.{digits}f}{half}"
+    return f"{round(found.mean, digits) + 0.0:.{digits}f}{half}"  # never -0.00
 
 
 def _signed(found: Spread, digits: int = 2) -> str:
