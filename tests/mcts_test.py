@@ -17,7 +17,7 @@ from softq.mdp.tabular import Prefix, TabularLM, along, every_trajectory, random
 from softq.search.answer import Answer, Limits
 from softq.search.decoders import DECODERS
 from softq.search.heard import Heard
-from softq.search.mcts import Rules, Search, back_up, play, select, tree_search
+from softq.search.mcts import BACKUPS, Edges, Rules, Search, back_up, play, select, tree_search
 from softq.search.sampling import uniform
 from softq.search.scoring import tokens_of
 from softq.search.voice import Speaker
@@ -203,6 +203,18 @@ def test_the_first_simulations_by_hand() -> None:
     assert forest.column("value").tolist() == pytest.approx([(0 + 3 * q[0]) / 4, *q])
     assert answer == Answer(0, 1, (0,), False, pytest.approx(q[0]), pytest.approx(math.log(0.75)))
     assert policy.evaluations == 0
+
+
+def test_the_most_tried_action_is_played_whatever_its_value() -> None:
+    """Two states side by side, of three actions and of one that was never tried."""
+    forest = Growing(PROMPTS)
+    kids = forest.add(torch.tensor([0, 1, 2, 0]), forest.last[[0, 0, 0, 1]])
+    forest.put("visits", kids, torch.tensor([3.0, 7.0, 7.0, 0.0]))
+    forest.put("value", kids, torch.tensor([9.0, -2.0, -1.0, 4.0]))
+    nodes, there = kids[[[0, 1, 2], [3, 3, 3]]], torch.tensor([[True, True, True], [True, False, False]])
+    scores = BACKUPS["mean"].choice(Edges(forest, forest.last, nodes, there), 1.0)
+    assert scores.argmax(-1).tolist() == [2, 0]
+    assert scores.tolist() == [[-math.inf, -math.inf, -1.0], [4.0, -math.inf, -math.inf]]
 
 
 def test_of_actions_tried_alike_the_better_is_played() -> None:
