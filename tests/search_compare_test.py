@@ -99,13 +99,13 @@ def test_the_world_judges(tmp_path: Path) -> None:
 
 def test_functions_judge_as_trls_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     code = "def long(prompts, completions):\n    return [len(c) + 100 * len(p) for p, c in zip(prompts, completions)]\nno = 1\n"
-    (tmp_path / "mine.py").write_text(code)
+    (tmp_path / "mine_judging.py").write_text(code)
     of: Opened = None  # pyright: ignore[reportAssignmentType]
-    assert judge(f"{tmp_path}/mine.py:long", of, "-")([said("abc", "pp")]) == [203]
+    assert judge(f"{tmp_path}/mine_judging.py:long", of, "-")([said("abc", "pp")]) == [203]
     monkeypatch.syspath_prepend(str(tmp_path))
-    assert judge("mine:long", of, "-")([said("abc", "pp")]) == [203]
+    assert judge("mine_judging:long", of, "-")([said("abc", "pp")]) == [203]
     for name, why in {
-        f"{tmp_path}/mine.py:no": "has no function 'no'",
+        f"{tmp_path}/mine_judging.py:no": "has no function 'no'",
         f"{tmp_path}/none.py:long": "No such file",
         "nowhere_at_all:long": "No module named",
         "nowhere_at_all": "no such directory; expected world, path.py:function",
