@@ -211,10 +211,10 @@ def test_the_most_tried_action_is_played_whatever_its_value() -> None:
     kids = forest.add(torch.tensor([0, 1, 2, 0]), forest.last[[0, 0, 0, 1]])
     forest.put("visits", kids, torch.tensor([3.0, 7.0, 7.0, 0.0]))
     forest.put("value", kids, torch.tensor([9.0, -2.0, -1.0, 4.0]))
-    nodes, there = kids[[[0, 1, 2], [3, 3, 3]]], torch.tensor([[True, True, True], [True, False, False]])
+    nodes, there = kids[torch.tensor([[0, 1, 2], [3, 3, 3]])], torch.tensor([[True, True, True], [True, False, False]])
     scores = BACKUPS["mean"].choice(Edges(forest, forest.last, nodes, there), 1.0)
     assert scores.argmax(-1).tolist() == [2, 0]
-    assert scores.tolist() == [[-math.inf, -math.inf, -1.0], [4.0, -math.inf, -math.inf]]
+    assert scores.tolist() == [[-math.inf, -2.0, -1.0], [4.0, -math.inf, -math.inf]]
 
 
 def test_of_actions_tried_alike_the_better_is_played() -> None:
