@@ -23,7 +23,8 @@ TINY = Recipe(
     batch=4,
     steps_of_names=2,
     steps_of_brevity=1,
-    levels=2,
+    levels_of_names=2,
+    levels_of_brevity=2,
     answers=1,
     top_k=3,
 )
@@ -89,7 +90,7 @@ def test_the_study_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.Monk
     assert all((place / name).exists() for name in (TABLE, FIGURES, PICTURE))
     written = json.loads(file_of(place, 3).read_text())
     weights = [(one["names_weight"], one["brevity_weight"]) for one in written["places"]]
-    assert weights == [(0, 0), (0, 8), (8, 0), (8, 8)]
+    assert weights == [(0, 0), (0, 16), (8, 0), (8, 16)]
     assert written["places"][0]["kl"] == pytest.approx(0, abs=1e-5)
     assert len({one["letters"] for one in written["places"]}) > 1
     before = file_of(place, 3).stat().st_mtime_ns

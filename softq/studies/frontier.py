@@ -54,9 +54,10 @@ class Recipe(NamedTuple):
     steps_of_names: int = 600
     steps_of_brevity: int = 150
     learning_rate: float = 1.5e-3
-    levels: int = 4  # of each weight: 0, and then doubled up to the largest
+    levels_of_names: int = 4  # of a weight: 0, and then doubled up to the largest
+    levels_of_brevity: int = 5
     most_of_names: float = 8.0  # nats a right name
-    most_of_brevity: float = 8.0  # nats for ten letters less
+    most_of_brevity: float = 16.0  # nats for ten letters less
     top_k: int = 10
     answers: int = 8  # to a held-out prompt, by each pair of weights
 
@@ -110,7 +111,8 @@ def weighed(directory: Path, recipe: Recipe, seed: int) -> Found:
         model = load_reward_model(str(start))
         learned(model, scored(world, model, said, name), recipe, seed, steps=steps[name])
         values[name] = model.policy
-    grid = product(levels(recipe.most_of_names, recipe.levels), levels(recipe.most_of_brevity, recipe.levels))
+    names = levels(recipe.most_of_names, recipe.levels_of_names)
+    grid = product(names, levels(recipe.most_of_brevity, recipe.levels_of_brevity))
     asked = partial(answered, policy, world.held_out, values, seed, n=recipe.answers, top_k=recipe.top_k)
     places = [place(world, policy, weights, asked) for weights in grid]
     return Found(places, time.process_time() - began)

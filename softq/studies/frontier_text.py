@@ -93,7 +93,7 @@ softq study frontier --output frontier
 def _told(found: Results) -> Iterator[str]:
     """What each value does alone, what they do together, and what one costs of the other."""
     names, brevity = (sorted({of[k] for of in over_seeds(found)}) for k in (0, 1))
-    some, most, short = names[-2], names[-1], brevity[-1]
+    some, most, little, short = names[-2], names[-1], brevity[len(brevity) // 2], brevity[-1]
     alone, further = (gained(found, (weight, 0.0), FREE, "names") for weight in (some, most))
     fewer = gained(found, (0.0, short), FREE, "letters")
     yield (
@@ -106,14 +106,14 @@ def _told(found: Results) -> Iterator[str]:
         f"- **One costs the other.** At {some:g} nats a name, brevity at {short:g} moves the right names by {_signed(cost)} "
         f"(a loss: {verdict(_turned(cost), LEAST['names'])})."
     )
-    right, letters = (gained(found, (some, brevity[-2]), FREE, name) for name in ("names", "letters"))
+    right, letters = (gained(found, (some, little), FREE, name) for name in ("names", "letters"))
     yield (
-        f"- **Composed, both move.** With {some:g} and {brevity[-2]:g}: {_signed(right)} right names and {_signed(letters, 1)} "
+        f"- **Composed, both move.** With {some:g} and {little:g}: {_signed(right)} right names and {_signed(letters, 1)} "
         "letters at once, by values that were trained apart."
     )
     kl = over_seeds(found)
     yield (
-        f"- What it takes, in KL from the model: {_with(kl[some, brevity[-2]]['kl'], 1)} nats an answer for both of these, "
+        f"- What it takes, in KL from the model: {_with(kl[some, little]['kl'], 1)} nats an answer for both of these, "
         f"{_with(kl[some, short]['kl'], 1)} at brevity {short:g}. Far from its samples a value is a guess."
     )
     listed = ", ".join(f"({a:g}, {b:g})" for a, b in undominated(found))
