@@ -5,17 +5,15 @@ Weak-to-strong search (arXiv 2405.19262): the proposal is a large model, the sco
 One beam is blockwise best-of-K (controlled decoding, arXiv 2310.17022); one beam and one chunk is best-of-K.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from softq.lm.growing import Growing
-from softq.lm.score import LanguageModel
 from softq.search.answer import Answer, Limits, answer
 from softq.search.sampling import gone_on, uniform
-from softq.search.scoring import logps, tokens_of
 from softq.search.voice import Voice
 
 STATES = 1024  # whose logits exist at once
@@ -118,24 +116,6 @@ class PathRatio(NamedTuple):
             before = forest.column("ratio")[forest.parent[fresh[at]]].nan_to_num()  # nothing was said of a prompt
             forest.put("ratio", fresh[at], before + step[at])
         return forest.column("ratio")[nodes]
-
-
-class TextRatio(NamedTuple):
-    """The same of models that have a tokenizer of their own: the text is told in theirs, and scored whole.
-
-    retold: (prompt's number, tokens) -> the same prompt and text in theirs, (ids [m], ids [k]).
-    """
-
-    models: Mapping[str, LanguageModel]  # "policy", the tuned one, and "ref", the untuned
-    retold: Callable[[int, Sequence[int]], tuple[Tensor, Tensor]]
-
-    def __call__(self, forest: Growing, nodes: Tensor) -> Tensor:
-        """See `PathScore`."""
-        told = [self.retold(int(forest.prompt[node]), forest.answer(node)) for node in nodes.tolist()]
-        rows = [Answer(k, -1, tuple(said.tolist()), False, 0.0, 0.0) for k, (_, said) in enumerate(told)]
-        logp, ref_logp = logps(self.models, tokens_of([prompt for prompt, _ in told], rows))
-        assert ref_logp is not None
-        return logp - ref_logp
 
 
 def _told(forest: Growing, name: str, voice: Voice, nodes: Tensor) -> None:
