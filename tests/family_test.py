@@ -18,8 +18,9 @@ from softq.records import Method, Readout, Term
 from softq.studies import family as study
 from softq.studies import small_model
 from softq.studies.arms import BETAS, CERTAIN, LONG, NOISE, ROBUST, START, Arms, arms, trial
+from softq.studies.by_seed import claim
 from softq.studies.claims import claims, crossing, verdict
-from softq.studies.family import claim, family, file_of, read
+from softq.studies.family import family, file_of, read
 from softq.studies.family_plot import Box, Point, Scale, Tag, picture, placed, scaled
 from softq.studies.family_table import cell, document, markdown
 from softq.studies.family_text import summary
@@ -280,13 +281,13 @@ def test_a_study_goes_on_where_it_was_killed(tmp_path: Path, monkeypatch: pytest
 
 
 def test_another_recipe_or_something_else_is_left_alone(tmp_path: Path) -> None:
-    claim(tmp_path / "new", TINY)
-    claim(tmp_path / "new", TINY)
+    claim(tmp_path / "new", TINY, "family")
+    claim(tmp_path / "new", TINY, "family")
     with pytest.raises(OutputError, match="holds another study"):
-        claim(tmp_path / "new", TINY._replace(steps=3))
+        claim(tmp_path / "new", TINY._replace(steps=3), "family")
     (tmp_path / "mine.txt").write_text("x")
     with pytest.raises(OutputError, match="no earlier study's"):
-        claim(tmp_path, TINY)
+        claim(tmp_path, TINY, "family")
 
 
 def test_jobs_side_by_side_are_each_done_once(tmp_path: Path) -> None:

@@ -9,7 +9,8 @@ from random import Random
 import pytest
 
 from softq.studies import frontier as module
-from softq.studies.frontier import FIGURES, PICTURE, SCORES, TABLE, Recipe, file_of, frontier, levels
+from softq.studies.by_seed import file_of
+from softq.studies.frontier import FIGURES, PICTURE, SCORES, TABLE, Recipe, frontier, levels
 from softq.studies.frontier_plot import picture
 from softq.studies.frontier_text import Place, document, gained, markdown, over_seeds, undominated
 from softq.training.events import OutputError

@@ -16,10 +16,11 @@ from softq.cli.study import run as study
 from softq.objectives import METHODS
 from softq.studies import generalisation as module
 from softq.studies import shifts
-from softq.studies.generalisation import FIGURES, PICTURE, TABLE, Found, Recipe, file_of, generalisation
+from softq.studies.by_seed import file_of
+from softq.studies.generalisation import FIGURES, PICTURE, TABLE, Found, Recipe, generalisation
 from softq.studies.generalisation_text import KINDS, SHIFTED, behind, loss_of, markdown, picture, under_shift
 from softq.studies.shifts import CROWD, reworded, written_by
-from softq.studies.small_model import Compared, Said
+from softq.studies.small_model import Compared, Said, fine_tune
 from softq.training.events import Note, OutputError, RunError
 from softq.worlds.guidebook import ADVERBS, FILLERS, asked, claimed, guidebook, sentences
 
@@ -169,7 +170,7 @@ def test_the_study_goes_on_where_it_was_and_judges_both_rewards(
 
 def test_accuracy_is_strict_and_of_the_reward_that_is_trained(tmp_path: Path) -> None:
     """At the start the implicit reward is 0 of everything: nothing but ties, none of them right."""
-    module.fine_tune(WORLD, tmp_path, 0, answers=64, steps=1)
+    fine_tune(WORLD, tmp_path, 0, answers=64, steps=1)
     loaded = module.load(str(tmp_path), "start")
     pairs = module._encoded(CROWD["same"](WORLD, 8, rng()), loaded)
     assert module.accuracy(loaded, METHODS["dpo"](), pairs) == 0.0

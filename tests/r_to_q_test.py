@@ -15,9 +15,10 @@ from softq.lm.load import load, load_reward_model
 from softq.records import Tree
 from softq.search.answer import Answer as Found_answer
 from softq.studies import decoding, r_to_q, small_model
+from softq.studies.by_seed import file_of
 from softq.studies.credit import anyhow, injections, led_astray, localised, said_of
 from softq.studies.decoding import Tried, decoded, plan, row
-from softq.studies.r_to_q import FIGURES, PAGE, Found, Recipe, file_of, law
+from softq.studies.r_to_q import FIGURES, PAGE, Found, Recipe, law
 from softq.studies.r_to_q_plot import pictures
 from softq.studies.r_to_q_text import ARMS, claims, markdown, searched
 from softq.studies.small_model import fine_tune, ids_of

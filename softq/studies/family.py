@@ -10,19 +10,18 @@ import time
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from softq.data.store import write_json, write_text
 from softq.studies.arms import START, Results, arms
+from softq.studies.by_seed import claim
 from softq.studies.claims import claims
 from softq.studies.family_plot import picture
 from softq.studies.family_table import document, markdown
 from softq.studies.ground import Recipe, ground, prepare
 from softq.studies.side_by_side import side_by_side
 from softq.studies.trial import Result, Trial, tried, untrained
-from softq.training.events import Event, Note, OutputError
+from softq.training.events import Event, Note
 
-STUDY = "study.json"
 EVERY = 10  # trainings between two notes
 TABLE, FIGURES, PICTURE = "family.md", "family.json", "family.svg"
 
@@ -34,7 +33,7 @@ def family(
 
     OutputError where the directory holds something else, or a study of another recipe.
     """
-    claim(directory, recipe)
+    claim(directory, recipe, "family")
     planned = arms(methods)
     jobs = [(trial, seed) for seed in seeds for trial in planned.all()]
     yield from _together(directory, recipe, [(None, seed) for seed in seeds], "models fine-tuned", processes)
@@ -49,20 +48,6 @@ def family(
     write_text(directory / FIGURES, document(results, found, recipe))
     write_text(directory / PICTURE, picture(results, planned))
     yield Note(f"written to {directory}: {TABLE}, {FIGURES}, {PICTURE}")
-
-
-def claim(directory: Path, recipe: Any, study: str = "family") -> None:
-    """Make the directory, or take over an earlier study of this recipe; refuse one that holds anything else."""
-    marked = directory / STUDY
-    told = {"study": study, "recipe": recipe._asdict()}
-    if marked.is_file():
-        if (then := json.loads(marked.read_text(encoding="utf-8"))) != told:
-            raise OutputError(f"--output {directory} holds another study, of {then}; give another directory")
-    elif directory.exists() and any(directory.iterdir()):
-        raise OutputError(f"--output {directory} is not empty and no earlier study's; give another directory")
-    for name in ("models", "runs"):
-        (directory / name).mkdir(parents=True, exist_ok=True)
-    write_json(marked, told)
 
 
 def file_of(directory: Path, trial: Trial | None, seed: int) -> Path:

@@ -4,7 +4,6 @@ A model is fine-tuned on what a crowd writes, once a seed. Its own samples are s
 how few letters they have, and a value is trained of each. Then it decodes, guided by both, by one pair of weights after another.
 """
 
-import json
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,18 +16,17 @@ from typing import Any, NamedTuple
 import torch
 
 from softq.data.encode import Encoded
-from softq.data.store import write_json, write_text
+from softq.data.store import write_text
 from softq.lm.load import Loaded, load, load_reward_model
 from softq.lm.score import LanguageModel, score
 from softq.objectives import METHODS
 from softq.search.answer import Limits
 from softq.search.decoders import DECODERS
 from softq.search.heard import Heard
-from softq.studies.family import claim
+from softq.studies.by_seed import by_seed, fine_tuned
 from softq.studies.frontier_plot import picture
 from softq.studies.frontier_text import Place, document, markdown
-from softq.studies.side_by_side import side_by_side
-from softq.studies.small_model import LONGEST, Said, completion, fine_tune, ids_of
+from softq.studies.small_model import LONGEST, Said, completion, ids_of
 from softq.training.events import Event, Note
 from softq.training.loop import train
 from softq.training.source import batches, tokens_of
@@ -76,12 +74,8 @@ def frontier(
 
     OutputError where the directory holds something else, or a study of another recipe.
     """
-    claim(directory, recipe, "frontier")
-    left = [seed for seed in seeds if not file_of(directory, seed).exists()]
-    yield Note(f"{len(left)} of {len(seeds)} seeds to train")
-    for _ in side_by_side(partial(_written, directory, recipe), left, processes):
-        pass
-    found = {seed: _read(file_of(directory, seed)) for seed in seeds}
+    done = yield from by_seed(directory, "frontier", recipe, seeds, _told, processes=processes)
+    found = {seed: Found([Place(**place) for place in one["places"]], one["seconds"]) for seed, one in done.items()}
     places = {seed: one.places for seed, one in found.items()}
     seconds = fmean(one.seconds for one in found.values())
     write_text(directory / TABLE, markdown(places, recipe, seconds))
@@ -90,18 +84,10 @@ def frontier(
     yield Note(f"written to {directory}: {TABLE}, {FIGURES}, {PICTURE}")
 
 
-def file_of(directory: Path, seed: int) -> Path:
-    """Where a seed is written down."""
-    return directory / "runs" / f"seed={seed}.json"
-
-
 def weighed(directory: Path, recipe: Recipe, seed: int) -> Found:
     """Both values of a seed, trained, and what is decoded by them; its fine-tuned model is kept in `directory`."""
     began, world = time.process_time(), guidebook(seed)
-    start = directory / "models" / f"seed-{seed}"
-    if not (start / "tokenizer_config.json").exists():  # which is written last
-        start.mkdir(parents=True, exist_ok=True)
-        fine_tune(world, start, seed, answers=recipe.demonstrations, steps=recipe.fine_tuning)
+    start = fine_tuned(world, directory, recipe, seed)
     policy = load(str(start), None)
     said = [one for one, _ in answered(policy, world.prompts, {}, seed, n=recipe.samples)]
     steps = {"names": recipe.steps_of_names, "brevity": recipe.steps_of_brevity}
@@ -187,11 +173,6 @@ def place(
     )
 
 
-def _written(directory: Path, recipe: Recipe, seed: int) -> None:
+def _told(directory: Path, recipe: Recipe, seed: int) -> dict[str, Any]:
     found = weighed(directory, recipe, seed)
-    write_json(file_of(directory, seed), {"places": [one._asdict() for one in found.places], "seconds": found.seconds})
-
-
-def _read(file: Path) -> Found:
-    written = json.loads(file.read_text(encoding="utf-8"))
-    return Found([Place(**one) for one in written["places"]], written["seconds"])
+    return {"places": [one._asdict() for one in found.places], "seconds": found.seconds}

@@ -5,28 +5,25 @@ and rm a reward model, on the same pairs in the same order. The truth of the wor
 the same kind, and under shifts of the prompt, of the response and of the policy (arXiv 2409.03650).
 """
 
-import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from random import Random
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
 from softq.data.encode import Encoded
-from softq.data.store import write_json, write_text
+from softq.data.store import write_text
 from softq.lm.load import Loaded, load, load_reward_model
 from softq.objectives import METHODS
 from softq.objectives.margins import contrast
 from softq.records import Method
-from softq.studies.family import claim
+from softq.studies.by_seed import by_seed, fine_tuned
 from softq.studies.generalisation_text import document, markdown, picture
 from softq.studies.ground import encoded
 from softq.studies.shifts import CROWD, written_by
-from softq.studies.side_by_side import side_by_side
-from softq.studies.small_model import Compared, crowd_pairs, fine_tune
+from softq.studies.small_model import Compared, crowd_pairs
 from softq.training.events import Event, Note
 from softq.training.loop import default_budget, train
 from softq.training.plan import scored_whole
@@ -66,30 +63,18 @@ def generalisation(
 
     OutputError where the directory holds something else, or a study of another recipe.
     """
-    claim(directory, recipe, "generalisation")
-    left = [seed for seed in seeds if not file_of(directory, seed).exists()]
-    yield Note(f"{len(left)} of {len(seeds)} seeds to train")
-    for _ in side_by_side(partial(_written, directory, recipe), left, processes):
-        pass
-    found = {seed: Found(**json.loads(file_of(directory, seed).read_text(encoding="utf-8"))) for seed in seeds}
+    done = yield from by_seed(directory, "generalisation", recipe, seeds, _told, processes=processes)
+    found = {seed: Found(**one) for seed, one in done.items()}
     write_text(directory / TABLE, markdown(found, recipe))
     write_text(directory / FIGURES, document(found, recipe))
     write_text(directory / PICTURE, picture(found))
     yield Note(f"written to {directory}: {TABLE}, {FIGURES}, {PICTURE}")
 
 
-def file_of(directory: Path, seed: int) -> Path:
-    """Where a seed is written down."""
-    return directory / "runs" / f"seed={seed}.json"
-
-
 def compared(directory: Path, recipe: Recipe, seed: int) -> Found:
     """Both rewards of a seed, trained and judged; its fine-tuned model is kept in `directory`."""
     began, world = time.process_time(), guidebook(seed)
-    start = directory / "models" / f"seed-{seed}"
-    if not (start / "tokenizer_config.json").exists():  # which is written last
-        start.mkdir(parents=True, exist_ok=True)
-        fine_tune(world, start, seed, answers=recipe.demonstrations, steps=recipe.fine_tuning)
+    start = fine_tuned(world, directory, recipe, seed)
     policy = load(str(start), "start")
     torch.manual_seed(seed)  # draws the head
     model = load_reward_model(str(start))
@@ -142,5 +127,5 @@ def _encoded(pairs: Iterator[Compared] | Sequence[Compared], loaded: Loaded) -> 
     return [encoded(pair, loaded) for pair in pairs]
 
 
-def _written(directory: Path, recipe: Recipe, seed: int) -> None:
-    write_json(file_of(directory, seed), compared(directory, recipe, seed)._asdict())
+def _told(directory: Path, recipe: Recipe, seed: int) -> dict[str, Any]:
+    return compared(directory, recipe, seed)._asdict()

@@ -14,7 +14,8 @@ from softq.data.encode import Encoded
 from softq.lm.load import Loaded, load
 from softq.lm.model import CausalLM
 from softq.lm.reference import fingerprint
-from softq.studies.small_model import Compared, completion, crowd_pairs, fine_tune
+from softq.studies.by_seed import fine_tuned
+from softq.studies.small_model import Compared, completion, crowd_pairs
 from softq.training.reference_cache import ReferenceCache, cached_reference
 from softq.worlds.guidebook import guidebook
 from softq.worlds.world import Words, World
@@ -54,10 +55,7 @@ class Ground(NamedTuple):
 
 def prepare(directory: Path, recipe: Recipe, seed: int) -> None:
     """The fine-tuned model of a seed and the reference's log-probs of its pairs, unless they are there."""
-    place = directory / "models" / f"seed-{seed}"
-    if not (place / "tokenizer_config.json").exists():  # which is written last
-        place.mkdir(parents=True, exist_ok=True)
-        fine_tune(guidebook(seed), place, seed, answers=recipe.demonstrations, steps=recipe.fine_tuning)
+    fine_tuned(guidebook(seed), directory, recipe, seed)
     ground(directory, recipe, seed)
 
 

@@ -5,7 +5,6 @@ few beams over a policy help, do many lengthen and hurt, and is it more than sam
 model before? Falling likelihood: do the chosen answers fall through training, and is that what the KL to the reference asks for?
 """
 
-import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
@@ -16,21 +15,20 @@ from typing import Any, NamedTuple
 import torch
 
 from softq.data.encode import Encoded
-from softq.data.store import write_json, write_text
+from softq.data.store import write_text
 from softq.lm.load import Loaded, load, load_reward_model
 from softq.lm.score import score
 from softq.mdp.readouts import KL_FROM_REF, REF_LOGP
 from softq.objectives import METHODS
 from softq.records import Method
+from softq.studies.by_seed import by_seed, fine_tuned
 from softq.studies.credit import Answer, anyhow, injections, led_astray, localised, said_of
 from softq.studies.decoding import decoded
-from softq.studies.family import claim
 from softq.studies.ground import encoded
 from softq.studies.r_to_q_plot import pictures
 from softq.studies.r_to_q_text import document, markdown
 from softq.studies.shifts import styled
-from softq.studies.side_by_side import side_by_side
-from softq.studies.small_model import Write, completion, crowd_pairs, fine_tune, sampled
+from softq.studies.small_model import completion, crowd_pairs, sampled
 from softq.training.events import Event, Note
 from softq.training.loop import train
 from softq.training.source import batches, tokens_of
@@ -73,12 +71,8 @@ def r_to_q(directory: Path, seeds: Sequence[int], recipe: Recipe = Recipe(), *, 
 
     OutputError where the directory holds something else, or a study of another recipe.
     """
-    claim(directory, recipe, "r-to-q")
-    left = [seed for seed in seeds if not file_of(directory, seed).exists()]
-    yield Note(f"{len(left)} of {len(seeds)} seeds to do")
-    for _ in side_by_side(partial(_written, directory, recipe), left, processes):
-        pass
-    found = {seed: Found(**json.loads(file_of(directory, seed).read_text(encoding="utf-8"))) for seed in seeds}
+    done = yield from by_seed(directory, "r-to-q", recipe, seeds, _told, processes=processes)
+    found = {seed: Found(**one) for seed, one in done.items()}
     write_text(directory / PAGE, markdown(found, recipe))
     write_text(directory / FIGURES, document(found, recipe))
     for name, picture in pictures(found).items():
@@ -86,15 +80,10 @@ def r_to_q(directory: Path, seeds: Sequence[int], recipe: Recipe = Recipe(), *, 
     yield Note(f"written to {directory}: {PAGE}, {FIGURES}, {', '.join(pictures(found))}")
 
 
-def file_of(directory: Path, seed: int) -> Path:
-    """Where a seed is written down."""
-    return directory / "runs" / f"seed={seed}.json"
-
-
 def found_of(directory: Path, recipe: Recipe, seed: int) -> Found:
     """All of a seed; its models are kept in `directory`."""
     began, world = time.process_time(), guidebook(seed)
-    start = fine_tuned(world, directory / "models" / f"seed-{seed}", recipe, seed)
+    start = fine_tuned(world, directory, recipe, seed)
     loaded = load(str(start), "start")
     pairs = [encoded(pair, loaded) for pair in crowd_pairs(world, recipe.pairs, seed)]
     for _ in trained(loaded, METHODS["dpo"](beta=recipe.beta), pairs, recipe, seed):
@@ -110,14 +99,6 @@ def found_of(directory: Path, recipe: Recipe, seed: int) -> Found:
         law(world, loaded, recipe, seed),
         time.process_time() - began,
     )
-
-
-def fine_tuned(world: Guidebook, place: Path, recipe: Recipe, seed: int, write: Write | None = None) -> Path:
-    """The model that fits what is written in a world; made once."""
-    if not (place / "tokenizer_config.json").exists():  # which is written last
-        place.mkdir(parents=True, exist_ok=True)
-        fine_tune(world, place, seed, answers=recipe.demonstrations, steps=recipe.fine_tuning, write=write)
-    return place
 
 
 def trained(
@@ -161,9 +142,7 @@ def followed(
     is, and fine-tuned on the chosen answers first."""
     pairs = list(crowd_pairs(world, recipe.pairs, seed))
     fresh = list(crowd_pairs(world, recipe.held, seed + 1000))
-    other = fine_tuned(
-        world, directory / "models" / f"seed-{seed}-style", recipe, seed, lambda prompt, rng: styled(world, prompt, rng)
-    )
+    other = fine_tuned(world, directory, recipe, seed, style="-style", write=partial(styled, world))
     arms = {}
     for name, place in (("crowd", start), ("style", other)):
         for first in (False, True):
@@ -216,5 +195,5 @@ def law(world: Guidebook, loaded: Loaded, recipe: Recipe, seed: int) -> dict[str
     }
 
 
-def _written(directory: Path, recipe: Recipe, seed: int) -> None:
-    write_json(file_of(directory, seed), found_of(directory, recipe, seed)._asdict())
+def _told(directory: Path, recipe: Recipe, seed: int) -> dict[str, Any]:
+    return found_of(directory, recipe, seed)._asdict()
