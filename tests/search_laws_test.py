@@ -7,12 +7,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from softq.search import best_of, rejection
 from softq.search.beam import beam
 from softq.search.mcts import BACKUPS, Backup, Edges, hard, puct, tree_search
 from softq.search.sampling import filtered, pick, sample
 from softq.search.voice import Likelihood, LogRatio, Mixed, Rated, Voice, realigned, tuned
 from softq.verify import search_laws
 from softq.verify.law import Finding
+from softq.verify.pool_laws import POOL_LAWS
 from softq.verify.suite import named
 from softq.verify.theory import TABLES
 
@@ -111,6 +113,26 @@ def untempered(logits: Tensor, temperature: float = 1.0, **given: Any) -> Tensor
     return filtered(logits, **given)
 
 
+def untied(logp: Tensor, score: Tensor, n: int) -> Tensor:
+    return BEST_OF_LAW(logp, score + 1e-9 * torch.arange(len(score)), n)
+
+
+def worst_of(samples: Any, score: Any, *, n: int = 1) -> Any:
+    return BEST_OF_KEPT(samples, lambda each: -score(each), n=n)
+
+
+def unbiased(logp: Tensor, score: Tensor, draws: Tensor, *, temperature: float = 1.0) -> Tensor:
+    return (logp + score / temperature).log_softmax(-1)
+
+
+def never_sure(scores: Tensor, n: int, chance: Tensor, *, temperature: float = 1.0) -> list[int]:
+    return ACCEPTED(scores, n, chance + 0.1, temperature=temperature)
+
+
+LAWS = (*search_laws.SEARCH_LAWS, *POOL_LAWS)
+REJECTION, BEST_OF = "softq.search.rejection.", "softq.search.best_of."
+REJECTION_LAW, ACCEPTED = rejection.law, rejection.accepted
+BEST_OF_LAW, BEST_OF_KEPT = best_of.law, best_of.best_of
 SEARCH = "softq.verify.search_laws."
 BROKEN: list[tuple[str, str, Any]] = [
     ("full beam", SEARCH + "beam", narrow),
@@ -152,6 +174,14 @@ BROKEN: list[tuple[str, str, Any]] = [
     ("drawn", SEARCH + "filtered", untempered),
     ("drawn", SEARCH + "sample", lambda voice, limits, n, **given: sample(voice, limits, n=n)),
     ("drawn", SEARCH + "pick", lambda logp, chance: pick(logp, chance**2)),
+    ("best of N", BEST_OF + "best_of", worst_of),
+    ("best of N", BEST_OF + "law", untied),
+    ("best of N", BEST_OF + "law", lambda logp, score, n: BEST_OF_LAW(logp, score, n + 1)),
+    ("best of N", BEST_OF + "divergence", lambda logp, score, n: best_of.bound(n)),
+    ("best of N", BEST_OF + "bound", lambda n: 0.5),
+    ("rejected", REJECTION + "law", unbiased),
+    ("rejected", REJECTION + "law", lambda logp, score, draws, temperature: REJECTION_LAW(logp, -score, draws, temperature=temperature)),
+    ("rejected", REJECTION + "accepted", never_sure),
 ]  # fmt: skip
 
 
@@ -160,7 +190,7 @@ def test_a_decoder_with_one_thing_wrong_is_red(
     law: str, name: str, broken: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(name, broken)
-    (one,) = named(search_laws.SEARCH_LAWS, law)
+    (one,) = named(LAWS, law)
     found = one.check(TABLES["token rewards"])
     assert isinstance(found, Finding)
     assert not found.green
@@ -169,15 +199,17 @@ def test_a_decoder_with_one_thing_wrong_is_red(
 
 
 def test_every_law_is_held_here() -> None:
-    assert {law for law, _, _ in BROKEN} == {law.name for law in search_laws.SEARCH_LAWS}
+    assert {law for law, _, _ in BROKEN} == {law.name for law in LAWS}
 
 
 def test_what_is_not_exact_is_off_by_a_number_that_is_told() -> None:
     for law, told in (
         ("realigned", "KL of answers in nats: 0.043 at λ = 0.5, 0.15 at λ = 2"),
         ("tuned", "KL of answers on another base: 0.15 nats"),
+        ("rejected", "KL to π* in nats of pools of 1, 2 and 3: 1.7 0.95 0.65, 2.6 1.7 1.3"),
+        ("best of N", "KL of the best of 16 in nats: 1.79, 1.82; its bound 1.84"),
     ):
-        found = named(search_laws.SEARCH_LAWS, law)[0].check(TABLES["token rewards"])
+        found = named(LAWS, law)[0].check(TABLES["token rewards"])
         assert isinstance(found, Finding)
         assert found.note == told
 

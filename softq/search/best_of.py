@@ -25,9 +25,8 @@ def law(logp: Tensor, score: Tensor, n: int) -> Tensor:
     logp: of drawing each, all that can be drawn. With classes c of equal score, F(c) = P(score ≤ c) and F_(c) = P(score < c):
     P_n(c) = F(c)^n - F_(c)^n, and within a class in proportion to the draw, since of ties the first drawn is kept.
     """
-    mass, total, below = _classes(logp, score)
-    share = logp - mass  # within the class
-    return n * total + _log1mexp(n * (total - below)) + share
+    mass, total = _classes(logp, score)
+    return (n - 1) * total + _power(mass - total, n) + logp
 
 
 def divergence(logp: Tensor, score: Tensor, n: int) -> float:
@@ -42,15 +41,17 @@ def bound(n: int) -> float:
     return math.log(n) - (n - 1) / n
 
 
-def _classes(logp: Tensor, score: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """log p_c, log F(c) and log F_(c) of each answer's class, each [B]."""
+def _classes(logp: Tensor, score: Tensor) -> tuple[Tensor, Tensor]:
+    """log p_c and log F(c) of each answer's class, each [B]; the best class has F = 1, whatever was rounded."""
     _, of = score.unique(return_inverse=True)  # classes in ascending order
-    p = torch.zeros(int(of.max()) + 1, dtype=logp.dtype).index_add(0, of, logp.exp())
-    total = p.cumsum(0)
-    below = torch.cat([total.new_zeros(1), total[:-1]])
-    return p.log()[of], total.log()[of], below.log()[of]
+    most = logp.new_full((int(of.max()) + 1,), -torch.inf).scatter_reduce(0, of, logp, "amax")
+    mass = torch.zeros_like(most).index_add(0, of, (logp - most[of]).exp()).log() + most
+    total = mass.logcumsumexp(0)
+    return mass[of], (total - total[-1])[of]
 
 
-def _log1mexp(x: Tensor) -> Tensor:
-    """log(1 - e^-x) of x ≥ 0."""
-    return torch.where(x > math.log(2), torch.log1p(-(-x).exp()), torch.log(-torch.expm1(-x)))
+def _power(log_part: Tensor, n: int) -> Tensor:
+    """log (1 - (1-r)^n)/r of r = e^log_part in (0, 1]. It goes to log n as r goes to 0, and r may be too small for a number."""
+    part = log_part.exp()
+    whole = torch.log(-torch.expm1(n * torch.log1p(-part))) - log_part
+    return torch.where(n * part < 1e-12, math.log(n), whole)

@@ -12,6 +12,7 @@ from softq.verify.end_laws import END_LAWS
 from softq.verify.examples import EXAMPLE_LAWS
 from softq.verify.law import Finding, Law, Result, checked
 from softq.verify.line import Line
+from softq.verify.pool_laws import POOL_LAWS
 from softq.verify.reading_laws import READING_LAWS
 from softq.verify.search_laws import SEARCH_LAWS
 from softq.verify.step_laws import STEP_LAWS
@@ -21,7 +22,7 @@ from softq.verify.value_laws import VALUE_LAWS
 METHOD_LAWS: tuple[Law[Line], ...] = (*STEP_LAWS, *END_LAWS)
 """Every law of a method on tables."""
 
-TABLE_LAWS: tuple[Law[Table], ...] = (*THEORY_LAWS, *READING_LAWS, *SEARCH_LAWS, *VALUE_LAWS)
+TABLE_LAWS: tuple[Law[Table], ...] = (*THEORY_LAWS, *READING_LAWS, *SEARCH_LAWS, *POOL_LAWS, *VALUE_LAWS)
 """Every law of the theory, of what is read of a policy, and of search with and without values, on tables."""
 
 Some = TypeVar("Some", bound=Law[Any])
