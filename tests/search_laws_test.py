@@ -180,7 +180,7 @@ BROKEN: list[tuple[str, str, Any]] = [
     ("best of N", BEST_OF + "divergence", lambda logp, score, n: best_of.bound(n)),
     ("best of N", BEST_OF + "bound", lambda n: 0.5),
     ("rejected", REJECTION + "law", unbiased),
-    ("rejected", REJECTION + "law", lambda logp, score, draws, temperature: REJECTION_LAW(logp, -score, draws, temperature=temperature)),
+    ("rejected", REJECTION + "law", lambda logp, score, draws, temperature: REJECTION_LAW(logp, -score, draws)),
     ("rejected", REJECTION + "accepted", never_sure),
 ]  # fmt: skip
 
