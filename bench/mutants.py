@@ -1,4 +1,4 @@
-"""Mutation testing of what a sign error would hide in: softq/mdp, softq/objectives, softq/masked.py, softq/lm/score.py.
+"""Mutation testing of what a sign error would hide in: theory, objectives, search, and what models are read by (TESTS).
 
     make mutants                     # files that differ from HEAD; with none, those of the last commit
     make mutants ARGS=--all          # everything
@@ -33,6 +33,7 @@ ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "false",
 }
 
+WALKED = ("walk search", "search_model search_laws guided mcts")
 TESTS = {
     "softq/mdp/": (
         "soft tabular divergence chance errata golden unified fixed_points sharp contract token_level distillation",
@@ -44,6 +45,10 @@ TESTS = {
     ),
     "softq/masked.py": ("tabular soft contract golden sharp score", "loop plan measure examples"),
     "softq/lm/score.py": ("score sharp contract golden", "forest loop plan layouts examples"),
+    "softq/search/": ("search search_laws guided mcts", "search_model walk"),
+    "softq/lm/walk.py": WALKED,
+    "softq/lm/kept.py": WALKED,
+    "softq/lm/growing.py": WALKED,
 }
 """Source files -> FIRST, its laws and values, and REST, what else sees it in process and takes seconds: NAMEs of NAME_test.py,
 where there is one. The test of the file's own name is among the first."""

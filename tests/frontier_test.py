@@ -89,13 +89,13 @@ def test_the_study_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.Monk
     place = tmp_path / "study"
     list(frontier(place, [3], TINY, processes=1))
     assert all((place / name).exists() for name in (TABLE, FIGURES, PICTURE))
-    written = json.loads(file_of(place, 3).read_text())
+    written = json.loads(file_of(place, 3, module.weighed).read_text())
     weights = [(one["names_weight"], one["brevity_weight"]) for one in written["places"]]
     assert weights == [(0, 0), (0, 16), (8, 0), (8, 16)]
     assert written["places"][0]["kl"] == pytest.approx(0, abs=1e-5)
     assert len({one["letters"] for one in written["places"]}) > 1
-    before = file_of(place, 3).stat().st_mtime_ns
+    before = file_of(place, 3, module.weighed).stat().st_mtime_ns
     list(frontier(place, [3], TINY, processes=1))
-    assert file_of(place, 3).stat().st_mtime_ns == before
+    assert file_of(place, 3, module.weighed).stat().st_mtime_ns == before
     with pytest.raises(OutputError, match="holds another study"):
         list(frontier(place, [3], TINY._replace(answers=2), processes=1))

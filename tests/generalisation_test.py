@@ -156,14 +156,14 @@ def test_the_study_goes_on_where_it_was_and_judges_both_rewards(
     events = list(generalisation(place, [3], TINY, processes=1))
     assert isinstance(events[-1], Note)
     assert all((place / name).exists() for name in (TABLE, FIGURES, PICTURE))
-    written = Found(**json.loads(file_of(place, 3).read_text()))
+    written = Found(**json.loads(file_of(place, 3, module.compared).read_text()))
     assert set(written.right) == {"implicit", "explicit"}
     for right in written.right.values():
         assert list(right) == list(KINDS)
         assert all(0 <= share <= 1 and (6 * share) % 1 == pytest.approx(0, abs=1e-9) for share in right.values())
-    before = file_of(place, 3).stat().st_mtime_ns
+    before = file_of(place, 3, module.compared).stat().st_mtime_ns
     list(generalisation(place, [3], TINY, processes=1))
-    assert file_of(place, 3).stat().st_mtime_ns == before
+    assert file_of(place, 3, module.compared).stat().st_mtime_ns == before
     with pytest.raises(OutputError, match="holds another study"):
         list(generalisation(place, [3], TINY._replace(steps=3), processes=1))
 

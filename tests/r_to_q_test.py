@@ -19,8 +19,9 @@ from softq.studies.by_seed import file_of
 from softq.studies.credit import anyhow, injections, led_astray, localised, said_of
 from softq.studies.decoding import Tried, decoded, plan, row
 from softq.studies.r_to_q import FIGURES, PAGE, Found, Recipe, law
+from softq.studies.r_to_q_claims import ARMS, claims, searched
 from softq.studies.r_to_q_plot import pictures
-from softq.studies.r_to_q_text import ARMS, claims, markdown, searched
+from softq.studies.r_to_q_text import markdown
 from softq.studies.small_model import fine_tune, ids_of
 from softq.worlds.guidebook import NAMES, asked, guidebook
 
@@ -100,7 +101,7 @@ def test_both_models_are_searched_and_sampling_is_drawn_anew(start: Path, monkey
     assert {one["family"] for one in rows if one["policy"] == "dpo"} == families
     assert {one["family"] for one in rows if one["policy"] == "sft"} == {one.family for one in plan(False)} != families
     same = {(one["policy"], one["family"], one["size"]): one for one in rows}
-    for family in ("beam", "any of n samples"):
+    for family in ("beam", "any sample"):
         assert same["dpo", family, 1]["reward"] == same["sft", family, 1]["reward"], "untrained, the two are one model"
     assert all(one["length"] <= 4 for one in rows)
 
@@ -133,12 +134,23 @@ def made(seed: int) -> Found:
         for policy in ("dpo", "sft")
         for one in plan(policy == "dpo")
     ]
+    for at in search:
+        at["each"] = {name: [at[name] - 0.5, at[name] + 0.5] for name in ("reward", "length")}
+    formal = [
+        {**at, "length": 19.0 + at["size"], "each": {"reward": [2.0, 2.2], "length": [at["size"], 40.0 + seed]}}
+        for at in search
+    ]
     falling = {
         arm: [{"step": s, "chosen": -0.1 * s * ("first" in arm), "rejected": -0.3 * s} for s in (0, 1)] for arm in ARMS
     }
     kinds = ("plausible", "random", "garden path")
     return Found(
-        dict.fromkeys(kinds, credit), search, falling, {"samples": 10, "reward": -1.5, "kl": -1.4, "error": 0.1}, 60.0
+        dict.fromkeys(kinds, credit),
+        search,
+        falling,
+        {"samples": 10, "reward": -1.5, "kl": -1.4, "error": 0.1},
+        formal,
+        60.0,
     )
 
 
@@ -148,7 +160,9 @@ def test_what_is_said_follows_the_differences() -> None:
     assert said["a few beams help the policy"].spread.mean == pytest.approx(0.1)
     assert said["… and the model before it (control)"].spread.mean == pytest.approx(0)
     assert said["log π/π_ref finds the crowd's own errors better than log π"].spread.mean == pytest.approx(0.03)
-    assert searched(found, "dpo", "beam", 5, "reward") == {seed: pytest.approx(2.1 + 0.001 * seed) for seed in range(3)}
+    assert searched(found, "search", ("dpo", "beam", 5), "reward") == {
+        seed: pytest.approx(2.1 + 0.001 * seed) for seed in range(3)
+    }
     page = markdown(found, TINY)
     shows = page[page.index("**Shows**") : page.index("**Does not show**")]
     assert "a few beams help the policy" in shows
@@ -172,7 +186,7 @@ def test_the_study_is_written_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert all(math.isfinite(point["chosen"]) for arm in of["falling"].values() for point in arm)
     assert of["falling"]["crowd"][-1] != of["falling"]["style"][-1] != of["falling"]["style, chosen first"][-1]
     before = (tmp_path / "out" / PAGE).read_text()
-    stamp = file_of(tmp_path / "out", 0).stat().st_mtime_ns
+    stamp = file_of(tmp_path / "out", 0, r_to_q.searched).stat().st_mtime_ns
     list(r_to_q.r_to_q(tmp_path / "out", [0], TINY, processes=1))
     assert (tmp_path / "out" / PAGE).read_text() == before
-    assert file_of(tmp_path / "out", 0).stat().st_mtime_ns == stamp
+    assert file_of(tmp_path / "out", 0, r_to_q.searched).stat().st_mtime_ns == stamp

@@ -1,6 +1,9 @@
-"""What studies of one job a seed have in common: each seed is a file, so a study that was stopped goes on where it was."""
+"""What studies of a few jobs a seed have in common: each job is a file, so a study that was stopped goes on where it was."""
 
 import json
+import os
+import shutil
+import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -17,20 +20,23 @@ STUDY = "study.json"
 Work = Callable[[Path, Any, int], Mapping[str, Any]]
 """(directory, recipe, seed) -> what the seed came to, as JSON can hold it; a module's own function."""
 
+Job = tuple[Work, int]
+
 
 def by_seed(
-    directory: Path, study: str, recipe: Any, seeds: Sequence[int], work: Work, *, processes: int
+    directory: Path, study: str, recipe: Any, seeds: Sequence[int], *works: Work, processes: int
 ) -> Generator[Note, None, dict[int, dict[str, Any]]]:
-    """Do the work of each seed that is not done yet, and return what all came to; events on the way.
+    """Do the works of each seed that are not done yet, and return what all came to, with its "seconds" of a processor; events
+    on the way.
 
     OutputError where the directory holds something else, or a study of another recipe.
     """
     claim(directory, recipe, study)
-    left = [seed for seed in seeds if not file_of(directory, seed).exists()]
-    yield Note(f"{len(left)} of {len(seeds)} seeds to do")
-    for _ in side_by_side(partial(_done, directory, recipe, work), left, processes):
+    left = [(work, seed) for work in works for seed in seeds if not file_of(directory, seed, work).exists()]
+    yield Note(f"{len({seed for _, seed in left})} of {len(seeds)} seeds to do")
+    for _ in side_by_side(partial(_done, directory, recipe), left, processes):
         pass
-    return {seed: json.loads(file_of(directory, seed).read_text(encoding="utf-8")) for seed in seeds}
+    return {seed: _read([file_of(directory, seed, work) for work in works]) for seed in seeds}
 
 
 def claim(directory: Path, recipe: Any, study: str) -> None:
@@ -47,21 +53,35 @@ def claim(directory: Path, recipe: Any, study: str) -> None:
     write_json(marked, told)
 
 
-def file_of(directory: Path, seed: int) -> Path:
-    """Where a seed is written down."""
-    return directory / "runs" / f"seed={seed}.json"
+def file_of(directory: Path, seed: int, work: Work) -> Path:
+    """Where it is written down."""
+    return directory / "runs" / f"seed={seed},{work.__name__}.json"
 
 
 def fine_tuned(
     world: World, directory: Path, recipe: Any, seed: int, *, style: str = "", write: Write | None = None
 ) -> Path:
-    """Where the fine-tuned model of a seed is, made once: of what the crowd writes, or another `style`."""
+    """Where the fine-tuned model of a seed is, made once: of what the crowd writes, or another `style`. Two jobs that want it at
+    the same time both make it, and it is the same."""
     place = directory / "models" / f"seed-{seed}{style}"
-    if not (place / "tokenizer_config.json").exists():  # which is written last
-        place.mkdir(parents=True, exist_ok=True)
-        fine_tune(world, place, seed, answers=recipe.demonstrations, steps=recipe.fine_tuning, write=write)
+    if not place.exists():
+        fresh = place.with_name(f"{place.name}.{os.getpid()}")
+        fresh.mkdir(parents=True, exist_ok=True)
+        fine_tune(world, fresh, seed, answers=recipe.demonstrations, steps=recipe.fine_tuning, write=write)
+        try:
+            fresh.rename(place)
+        except OSError:  # the other was faster
+            shutil.rmtree(fresh)
     return place
 
 
-def _done(directory: Path, recipe: Any, work: Work, seed: int) -> None:
-    write_json(file_of(directory, seed), work(directory, recipe, seed))
+def _done(directory: Path, recipe: Any, job: Job) -> None:
+    (work, seed), began = job, time.process_time()
+    found = work(directory, recipe, seed)
+    write_json(file_of(directory, seed, work), {**found, "seconds": time.process_time() - began})
+
+
+def _read(files: Sequence[Path]) -> dict[str, Any]:
+    parts = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+    whole = {name: value for part in parts for name, value in part.items()}
+    return {**whole, "seconds": sum(part["seconds"] for part in parts)}

@@ -1,6 +1,6 @@
 """Decoders side by side in the embedded world: the true reward of what they find, its length, and what it costs to find it."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from statistics import fmean
 from typing import Any, NamedTuple
 
@@ -26,27 +26,34 @@ class Tried(NamedTuple):
     draws: int = 1
 
 
-def plan(compared: bool) -> Iterator[Tried]:
-    """What is tried on a policy; with a reference if there is one."""
+def beams(_: bool) -> Iterator[Tried]:
+    """Beams by the sum of log-probabilities and by their mean."""
     yield Tried("beam", "greedy", {})
     for width in WIDTHS:
         yield Tried("beam", "beam", {"beams": width})
         yield Tried("beam, length penalty 1", "beam", {"beams": width, "length_penalty": 1.0})
-    for samples in (1, *WIDTHS):
+
+
+def plan(compared: bool) -> Iterator[Tried]:
+    """All that is tried on a policy; with a reference if there is one."""
+    yield from beams(compared)
+    yield Tried("any sample", "best_of_n_random", {"samples": 1}, DRAWS)
+    for samples in WIDTHS:
         yield Tried("best of n by likelihood", "best_of_n_likelihood", {"samples": samples}, DRAWS)
-        yield Tried("any of n samples", "best_of_n_random", {"samples": samples}, DRAWS)
     if compared:
         for width in WIDTHS:
             yield Tried("beam over the log-ratio", "beam_logratio", {"beams": width})
             yield Tried("best of n by implicit reward", "best_of_n", {"samples": width}, DRAWS)
 
 
-def decoded(world: World, loaded: Loaded, seed: int) -> Iterator[dict[str, Any]]:
+def decoded(
+    world: World, loaded: Loaded, seed: int, planned: Callable[[bool], Iterator[Tried]] = plan
+) -> Iterator[dict[str, Any]]:
     """Rows, of the policy ("dpo") and of its reference ("sft"): see `row`."""
     models = {"dpo": dict(loaded.models.items()), "sft": {"policy": loaded.models["ref"]}}
     for policy, heard in models.items():
         greedy: list[Answer] = []
-        for tried in plan("ref" in heard):
+        for tried in planned("ref" in heard):
             runs = [_run(world, loaded, heard, tried, seed + 1000 * draw) for draw in range(tried.draws)]
             greedy = greedy or runs[0][0]
             yield {"policy": policy, **row(world, loaded, tried, runs, greedy)}
@@ -57,9 +64,12 @@ def row(
 ) -> dict[str, Any]:
     """Means over prompts and draws: true `reward`, `right` names (a share), `length` in tokens with the end token, `cut`, and
     `evaluations`, the tokens that models read a prompt. Length-matched: `alike`, the share of answers as long as the greedy one,
-    and `gain`, by how much their reward is above it."""
+    and `gain`, by how much their reward is above it. `each`: reward and length of every prompt, means over the draws."""
     told = [[_judged(world, loaded, answer) for answer in answers] for answers, _ in runs]
     each = [one for draw in told for one in draw]
+    prompts = {
+        name: [fmean(one[name] for one in of) for of in zip(*told, strict=True)] for name in ("reward", "length")
+    }
     before = [_judged(world, loaded, answer) for answer in greedy]
     same = [
         one["reward"] - first["reward"]
@@ -71,7 +81,7 @@ def row(
     figures = {name: fmean(one[name] for one in each) for name in ("reward", "right", "length", "cut")}
     evaluations = fmean(cost for _, cost in runs) / len(world.held_out)
     matched = {"alike": len(same) / len(each), "gain": fmean(same) if same else None}
-    return {"family": tried.family, "size": size, **figures, "evaluations": evaluations, **matched}
+    return {"family": tried.family, "size": size, **figures, "evaluations": evaluations, **matched, "each": prompts}
 
 
 def _run(world: World, loaded: Loaded, models: Mapping[str, Any], tried: Tried, seed: int) -> tuple[list[Answer], int]:

@@ -5,7 +5,6 @@ how few letters they have, and a value is trained of each. Then it decodes, guid
 """
 
 import math
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import product
@@ -60,13 +59,6 @@ class Recipe(NamedTuple):
     answers: int = 8  # to a held-out prompt, by each pair of weights
 
 
-class Found(NamedTuple):
-    """What one seed came to."""
-
-    places: Sequence[Place]  # one a pair of weights
-    seconds: float  # of a processor
-
-
 def frontier(
     directory: Path, seeds: Sequence[int], recipe: Recipe = Recipe(), *, processes: int = 2
 ) -> Iterator[Event]:
@@ -74,19 +66,18 @@ def frontier(
 
     OutputError where the directory holds something else, or a study of another recipe.
     """
-    done = yield from by_seed(directory, "frontier", recipe, seeds, _told, processes=processes)
-    found = {seed: Found([Place(**place) for place in one["places"]], one["seconds"]) for seed, one in done.items()}
-    places = {seed: one.places for seed, one in found.items()}
-    seconds = fmean(one.seconds for one in found.values())
+    done = yield from by_seed(directory, "frontier", recipe, seeds, weighed, processes=processes)
+    places = {seed: [Place(**place) for place in one["places"]] for seed, one in done.items()}
+    seconds = fmean(one["seconds"] for one in done.values())
     write_text(directory / TABLE, markdown(places, recipe, seconds))
     write_text(directory / FIGURES, document(places, recipe))
     write_text(directory / PICTURE, picture(places))
     yield Note(f"written to {directory}: {TABLE}, {FIGURES}, {PICTURE}")
 
 
-def weighed(directory: Path, recipe: Recipe, seed: int) -> Found:
+def weighed(directory: Path, recipe: Recipe, seed: int) -> dict[str, Any]:
     """Both values of a seed, trained, and what is decoded by them; its fine-tuned model is kept in `directory`."""
-    began, world = time.process_time(), guidebook(seed)
+    world = guidebook(seed)
     start = fine_tuned(world, directory, recipe, seed)
     policy = load(str(start), None)
     said = [one for one, _ in answered(policy, world.prompts, {}, seed, n=recipe.samples)]
@@ -100,8 +91,7 @@ def weighed(directory: Path, recipe: Recipe, seed: int) -> Found:
     names = levels(recipe.most_of_names, recipe.levels_of_names)
     grid = product(names, levels(recipe.most_of_brevity, recipe.levels_of_brevity))
     asked = partial(answered, policy, world.held_out, values, seed, n=recipe.answers, top_k=recipe.top_k)
-    places = [place(world, policy, weights, asked) for weights in grid]
-    return Found(places, time.process_time() - began)
+    return {"places": [place(world, policy, weights, asked)._asdict() for weights in grid]}
 
 
 def levels(most: float, count: int) -> list[float]:
@@ -171,8 +161,3 @@ def place(
         letters=fmean(len(" ".join(one.answer)) for one in said),
         kl=fmean(logp - plain for (_, logp), plain in zip(found, own, strict=True)),
     )
-
-
-def _told(directory: Path, recipe: Recipe, seed: int) -> dict[str, Any]:
-    found = weighed(directory, recipe, seed)
-    return {"places": [one._asdict() for one in found.places], "seconds": found.seconds}

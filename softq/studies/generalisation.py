@@ -5,7 +5,6 @@ and rm a reward model, on the same pairs in the same order. The truth of the wor
 the same kind, and under shifts of the prompt, of the response and of the policy (arXiv 2409.03650).
 """
 
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from random import Random
@@ -63,7 +62,7 @@ def generalisation(
 
     OutputError where the directory holds something else, or a study of another recipe.
     """
-    done = yield from by_seed(directory, "generalisation", recipe, seeds, _told, processes=processes)
+    done = yield from by_seed(directory, "generalisation", recipe, seeds, compared, processes=processes)
     found = {seed: Found(**one) for seed, one in done.items()}
     write_text(directory / TABLE, markdown(found, recipe))
     write_text(directory / FIGURES, document(found, recipe))
@@ -71,9 +70,9 @@ def generalisation(
     yield Note(f"written to {directory}: {TABLE}, {FIGURES}, {PICTURE}")
 
 
-def compared(directory: Path, recipe: Recipe, seed: int) -> Found:
+def compared(directory: Path, recipe: Recipe, seed: int) -> dict[str, Any]:
     """Both rewards of a seed, trained and judged; its fine-tuned model is kept in `directory`."""
-    began, world = time.process_time(), guidebook(seed)
+    world = guidebook(seed)
     start = fine_tuned(world, directory, recipe, seed)
     policy = load(str(start), "start")
     torch.manual_seed(seed)  # draws the head
@@ -89,11 +88,8 @@ def compared(directory: Path, recipe: Recipe, seed: int) -> Found:
     kinds["trained"] = _encoded(written_by(world, policy, recipe.judged, seed + 1), policy)
     kinds = {"trained on": seen[: recipe.judged], **kinds}
     rewards = {"implicit": (policy, dpo), "explicit": (model, rm)}
-    return Found(
-        {name: {kind: accuracy(*of, pairs) for kind, pairs in kinds.items()} for name, of in rewards.items()},
-        {kind: len(pairs) for kind, pairs in kinds.items()},
-        time.process_time() - began,
-    )
+    right = {name: {kind: accuracy(*of, pairs) for kind, pairs in kinds.items()} for name, of in rewards.items()}
+    return {"right": right, "pairs": {kind: len(pairs) for kind, pairs in kinds.items()}}
 
 
 def trained(
@@ -125,7 +121,3 @@ def accuracy(loaded: Loaded, method: Method, pairs: Sequence[Encoded]) -> float:
 
 def _encoded(pairs: Iterator[Compared] | Sequence[Compared], loaded: Loaded) -> list[Encoded]:
     return [encoded(pair, loaded) for pair in pairs]
-
-
-def _told(directory: Path, recipe: Recipe, seed: int) -> dict[str, Any]:
-    return compared(directory, recipe, seed)._asdict()

@@ -5,7 +5,6 @@ few beams over a policy help, do many lengthen and hurt, and is it more than sam
 model before? Falling likelihood: do the chosen answers fall through training, and is that what the KL to the reference asks for?
 """
 
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -23,7 +22,8 @@ from softq.objectives import METHODS
 from softq.records import Method
 from softq.studies.by_seed import by_seed, fine_tuned
 from softq.studies.credit import Answer, anyhow, injections, led_astray, localised, said_of
-from softq.studies.decoding import decoded
+from softq.studies.decoding import beams, decoded
+from softq.studies.formal import formal
 from softq.studies.ground import encoded
 from softq.studies.r_to_q_plot import pictures
 from softq.studies.r_to_q_text import document, markdown
@@ -63,6 +63,9 @@ class Found(NamedTuple):
     search: Sequence[Mapping[str, Any]]  # a row a decoder and policy: see `decoding.decoded`
     falling: Mapping[str, Sequence[Mapping[str, float]]]  # arm -> "step", "chosen", "rejected": mean β Σ log π/π_ref
     law: Mapping[str, float]  # of the policy: "reward" E_ref[βL], "error" its standard error, "kl" -β KL(π_ref‖π)
+    formal: Sequence[
+        Mapping[str, Any]
+    ]  # rows of beams, as `search` has them, where a few answers begin with a set phrase
     seconds: float  # of a processor
 
 
@@ -71,7 +74,7 @@ def r_to_q(directory: Path, seeds: Sequence[int], recipe: Recipe = Recipe(), *, 
 
     OutputError where the directory holds something else, or a study of another recipe.
     """
-    done = yield from by_seed(directory, "r-to-q", recipe, seeds, _told, processes=processes)
+    done = yield from by_seed(directory, "r-to-q", recipe, seeds, searched, followed, formally, processes=processes)
     found = {seed: Found(**one) for seed, one in done.items()}
     write_text(directory / PAGE, markdown(found, recipe))
     write_text(directory / FIGURES, document(found, recipe))
@@ -80,9 +83,9 @@ def r_to_q(directory: Path, seeds: Sequence[int], recipe: Recipe = Recipe(), *, 
     yield Note(f"written to {directory}: {PAGE}, {FIGURES}, {', '.join(pictures(found))}")
 
 
-def found_of(directory: Path, recipe: Recipe, seed: int) -> Found:
-    """All of a seed; its models are kept in `directory`."""
-    began, world = time.process_time(), guidebook(seed)
+def searched(directory: Path, recipe: Recipe, seed: int) -> dict[str, Any]:
+    """Credit, search and the law, of one policy."""
+    world = guidebook(seed)
     start = fine_tuned(world, directory, recipe, seed)
     loaded = load(str(start), "start")
     pairs = [encoded(pair, loaded) for pair in crowd_pairs(world, recipe.pairs, seed)]
@@ -92,13 +95,22 @@ def found_of(directory: Path, recipe: Recipe, seed: int) -> Found:
     judge = load_reward_model(str(start))
     for _ in trained(judge, METHODS["rm"](), pairs, recipe, seed):
         pass
-    return Found(
-        {kind: localised(said) for kind, said in located(world, loaded, judge, recipe, seed)},
-        list(decoded(world, loaded, seed)),
-        followed(world, directory, start, recipe, seed),
-        law(world, loaded, recipe, seed),
-        time.process_time() - began,
-    )
+    return {
+        "credit": {kind: localised(said) for kind, said in located(world, loaded, judge, recipe, seed)},
+        "search": list(decoded(world, loaded, seed)),
+        "law": law(world, loaded, recipe, seed),
+    }
+
+
+def formally(directory: Path, recipe: Recipe, seed: int) -> dict[str, Any]:
+    """Beams, before dpo and after it, where a few of the crowd begin with a set phrase; see `formal`."""
+    world = guidebook(seed)
+    write = partial(formal, world)
+    loaded = load(str(fine_tuned(world, directory, recipe, seed, style="-formal", write=write)), "start")
+    pairs = [encoded(pair, loaded) for pair in crowd_pairs(world, recipe.pairs, seed, write)]
+    for _ in trained(loaded, METHODS["dpo"](beta=recipe.beta), pairs, recipe, seed):
+        pass
+    return {"formal": list(decoded(world, loaded, seed, beams))}
 
 
 def trained(
@@ -135,11 +147,11 @@ def located(
         yield kind, said_of(cases, loaded, judge)
 
 
-def followed(
-    world: Guidebook, directory: Path, start: Path, recipe: Recipe, seed: int
-) -> dict[str, list[dict[str, float]]]:
+def followed(directory: Path, recipe: Recipe, seed: int) -> dict[str, Any]:
     """Likelihood through gentle trainings: of a model that fits the crowd, and of one that was made of another style; each as it
     is, and fine-tuned on the chosen answers first."""
+    world = guidebook(seed)
+    start = fine_tuned(world, directory, recipe, seed)
     pairs = list(crowd_pairs(world, recipe.pairs, seed))
     fresh = list(crowd_pairs(world, recipe.held, seed + 1000))
     other = fine_tuned(world, directory, recipe, seed, style="-style", write=partial(styled, world))
@@ -155,7 +167,7 @@ def followed(
             loaded = load(loaded.policy.model, "start", tokenizer=loaded.tokenizer)  # pyright: ignore[reportArgumentType]
             held = [encoded(pair, loaded) for pair in fresh]
             arms[name + ", chosen first" * first] = list(_fallen(loaded, records, held, recipe, seed))
-    return arms
+    return {"falling": arms}
 
 
 def _fallen(
@@ -193,7 +205,3 @@ def law(world: Guidebook, loaded: Loaded, recipe: Recipe, seed: int) -> dict[str
         "kl": fall.mean().item(),
         "error": (apart.std() / len(rows) ** 0.5).item(),  # of their difference
     }
-
-
-def _told(directory: Path, recipe: Recipe, seed: int) -> dict[str, Any]:
-    return found_of(directory, recipe, seed)._asdict()

@@ -1,4 +1,4 @@
-"""The three pictures of the study of "From r to Q*"."""
+"""The pictures of the study of "From r to Q*"."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -7,7 +7,7 @@ from typing import Any
 
 from softq.inspection.plot import Panel, Series, plot
 from softq.studies.dots import Ends, dots
-from softq.studies.r_to_q_text import ARMS, SCORES, Results, searched
+from softq.studies.r_to_q_claims import ARMS, MEAN, SCORES, Results, searched
 from softq.studies.seeds import spread
 
 KINDS = {"plausible": "the crowd's errors", "random": "any wrong name", "garden path": "popular errors"}
@@ -18,7 +18,7 @@ def pictures(found: Results) -> dict[str, str]:
     """File name -> SVG."""
     return {
         f"r_to_q_{name}.svg": made(found)
-        for name, made in {"credit": credit, "search": search, "falling": falling}.items()
+        for name, made in {"credit": credit, "search": search, "formal": formal, "falling": falling}.items()
     }
 
 
@@ -55,6 +55,25 @@ def search(found: Results) -> str:
     )
 
 
+def formal(found: Results) -> str:
+    """True reward and length against beams, where a few answers begin with a set phrase."""
+    shown: tuple[tuple[str, str, str, Any], ...] = (
+        ("dpo, divided by length", "dpo", MEAN, "first"),
+        ("dpo, by the sum", "dpo", "beam", "second"),
+        ("before dpo, divided by length", "sft", MEAN, "other"),
+    )
+    panels = []
+    for figure, title in (("reward", "true reward"), ("length", "tokens")):
+        lines = []
+        for name, policy, family, kind in shown:
+            sizes = _sizes(found, "formal", policy, family)
+            y = [fmean(searched(found, "formal", (policy, family, size), figure).values()) for size in sizes]
+            lines.append(Series(name, sizes, y, kind))
+        panels.append(Panel(title, lines))
+    label = "True reward and length against the number of beams, with a set phrase"
+    return plot(panels, axis="beams", label=label, width=640, height=230)
+
+
 def falling(found: Results) -> str:
     """Implicit rewards of new pairs through training, an arm a panel."""
     panels = []
@@ -77,12 +96,17 @@ def falling(found: Results) -> str:
 
 def _lines(found: Results, policy: str, figure: str) -> Iterator[Series]:
     """A line a family of decoders that was tried on a policy; one beam is greedy whatever it looks for."""
-    tried = next(iter(found.values())).search
     for family, kind in LINES.items():
-        sizes = sorted({row["size"] for row in tried if (row["policy"], row["family"]) == (policy, family)})
-        y = [fmean(searched(found, policy, family, size, figure).values()) for size in sizes]
+        sizes = _sizes(found, "search", policy, family)
+        y = [fmean(searched(found, "search", (policy, family, size), figure).values()) for size in sizes]
         if sizes:
             yield Series(family, sizes, y, kind)
+
+
+def _sizes(found: Results, crowd: str, policy: str, family: str) -> list[int]:
+    """What a family of decoders was tried at."""
+    tried = getattr(next(iter(found.values())), crowd)
+    return sorted({row["size"] for row in tried if (row["policy"], row["family"]) == (policy, family)})
 
 
 def _ends(values: Mapping[int, float]) -> Ends:

@@ -3,153 +3,12 @@
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from statistics import fmean
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
-from softq.studies.claims import verdict
+from softq.studies.formal import PHRASE, SAID
+from softq.studies.r_to_q_claims import SCORES, Results, claims, searched
 from softq.studies.seeds import Spread, spread
-
-SCORES = {
-    "localisation": "log π/π_ref",
-    "control": "log π_ref",
-    "control_dpo": "log π",
-    "control_rm": "change of a reward model's word",
-}
-ARMS = {
-    "crowd": "fits the crowd",
-    "crowd, chosen first": "… chosen first",
-    "style": "another style",
-    "style, chosen first": "… chosen first ",
-}
-LEAST = {"auc": 0.005, "reward": 0.05, "length": 0.5, "nats": 0.02}
-"""The least difference that would be worth a claim."""
-
-
-class Seed(Protocol):
-    """What one seed came to; see `r_to_q.Found`."""
-
-    @property
-    def credit(self) -> Mapping[str, Mapping[str, float]]: ...
-
-    @property
-    def search(self) -> Sequence[Mapping[str, Any]]: ...
-
-    @property
-    def falling(self) -> Mapping[str, Sequence[Mapping[str, float]]]: ...
-
-    @property
-    def law(self) -> Mapping[str, float]: ...
-
-    @property
-    def seconds(self) -> float: ...
-
-
-Results = Mapping[int, Seed]
-
-
-class Claim(NamedTuple):
-    """A difference that the paper, or the theory, says is above 0."""
-
-    said: str
-    measured: str
-    values: Mapping[int, float]  # by seed
-    kind: str  # of LEAST
-
-    @property
-    def spread(self) -> Spread:
-        """Over the seeds."""
-        return spread(self.values)
-
-
-def searched(found: Results, policy: str, family: str, size: int, figure: str) -> dict[int, float]:
-    """A figure of one decoder, by seed."""
-    return {
-        seed: next(
-            row[figure] for row in one.search if (row["policy"], row["family"], row["size"]) == (policy, family, size)
-        )
-        for seed, one in found.items()
-    }
-
-
-def claims(found: Results) -> list[Claim]:
-    """All, in the paper's order."""
-    return [*_credit(found), *_search(found), *_falling(found)]
-
-
-def _credit(found: Results) -> Iterator[Claim]:
-    for kind, errors in (("plausible", "the crowd's own errors"), ("random", "names drawn at random")):
-        for control in ("control", "control_dpo", "control_rm"):
-            values = {
-                seed: one.credit[kind]["localisation_auc"] - one.credit[kind][f"{control}_auc"]
-                for seed, one in found.items()
-            }
-            yield Claim(
-                f"log π/π_ref finds {errors} better than {SCORES[control]}", "AUC, less the control's", values, "auc"
-            )
-
-
-def _search(found: Results) -> Iterator[Claim]:
-    def less(policy: str, one: tuple[str, int], other: tuple[str, int], figure: str = "reward") -> dict[int, float]:
-        a, b = (searched(found, policy, *which, figure) for which in (one, other))
-        return {seed: a[seed] - b[seed] for seed in a}
-
-    wide = "beam, length penalty 1"
-    yield Claim(
-        "a few beams help the policy",
-        "reward of 5 beams less greedy's",
-        less("dpo", ("beam", 5), ("beam", 1)),
-        "reward",
-    )
-    yield Claim("… and the model before it (control)", "the same", less("sft", ("beam", 5), ("beam", 1)), "reward")
-    yield Claim(
-        "beams beat as many samples ranked by likelihood",
-        "reward of 5 beams less best of 5's",
-        less("dpo", ("beam", 5), ("best of n by likelihood", 5)),
-        "reward",
-    )
-    yield Claim(
-        "best of 5 by likelihood beats any of 5 samples (control)",
-        "reward",
-        less("dpo", ("best of n by likelihood", 5), ("any of n samples", 5)),
-        "reward",
-    )
-    yield Claim(
-        "beams over likelihood beat beams over the log-ratio",
-        "reward at 5 beams",
-        less("dpo", ("beam", 5), ("beam over the log-ratio", 5)),
-        "reward",
-    )
-    for family, said in (("beam", "by the sum"), (wide, "with transformers' length penalty")):
-        yield Claim(
-            f"many beams lengthen, {said}",
-            "tokens at 20 beams less at 5",
-            less("dpo", (family, 20), (family, 5), "length"),
-            "length",
-        )
-        yield Claim(
-            f"many beams hurt, {said}", "reward at 5 beams less at 20", less("dpo", (family, 5), (family, 20)), "reward"
-        )
-    yield Claim(
-        "many beams lengthen the model before too (control)",
-        "tokens at 20 beams less at 5, length penalty 1",
-        less("sft", (wide, 20), (wide, 5), "length"),
-        "length",
-    )
-
-
-def _falling(found: Results) -> Iterator[Claim]:
-    for arm, said in (
-        ("crowd, chosen first", "fine-tuned on the chosen answers first, chosen answers fall"),
-        ("crowd", "not so fine-tuned, of a model that fits the crowd, they fall too"),
-        ("style", "not so fine-tuned, of a model of another style, they fall too"),
-        ("style, chosen first", "of that one after the chosen answers, they fall"),
-    ):
-        values = {seed: -one.falling[arm][-1]["chosen"] for seed, one in found.items()}
-        yield Claim(said, "fall of the chosen answers' reward", values, "nats")
-    for arm in ARMS:
-        values = {
-            seed: one.falling[arm][-1]["chosen"] - one.falling[arm][-1]["rejected"] for seed, one in found.items()
-        }
-        yield Claim(f"the margin grows: {arm}", "chosen less rejected", values, "nats")
+from softq.worlds.guidebook import IDLE
 
 
 def markdown(found: Results, recipe: Any) -> str:
@@ -162,7 +21,9 @@ def markdown(found: Results, recipe: Any) -> str:
             "## Credit\n\n![AUC of finding a wrong word](r_to_q_credit.svg)",
             "\n".join(_credit_table(found)),
             "## Search\n\n![True reward against beams](r_to_q_search.svg)",
-            "\n".join(_search_table(found)),
+            "\n".join(_search_table(found, "search")),
+            _must_lengthen(),
+            "\n".join(_search_table(found, "formal")),
             "## Falling likelihood\n\n![Rewards through training](r_to_q_falling.svg)",
             _law(found),
             "\n".join(["## Every claim", "", *_claims_table(found)]),
@@ -184,24 +45,29 @@ softq study r-to-q --output r_to_q
 
 
 def _told(found: Results) -> Iterator[str]:
-    by = {"shows": [], "does not show": [], "unclear": []}
+    by: dict[str, list[str]] = {"shows": [], "shows in these worlds": [], "does not show": [], "unclear": []}
     for claim in claims(found):
-        by[verdict(claim.spread, LEAST[claim.kind])].append(claim.said)
+        by[claim.verdict].append(claim.said)
     for what, said in by.items():
         if said:
-            yield f"- **{what.capitalize()}**: {'; '.join(said)}."
+            yield f"**{what.capitalize()}**"
+            yield ""
+            yield from (f"- {each}" for each in said)
+            yield ""
 
 
 def _claims_table(found: Results) -> Iterator[str]:
-    yield "| claim | measured | difference | verdict |"
-    yield "|---|---|--:|---|"
+    yield "| claim | measured | difference | over prompts | verdict |"
+    yield "|---|---|--:|--:|---|"
     for claim in claims(found):
-        one = claim.spread
-        yield f"| {claim.said} | {claim.measured} | {_between(one)} | **{verdict(one, LEAST[claim.kind])}** |"
+        here = "" if claim.here is None else "{:.3f} to {:.3f}".format(*claim.here).replace("-", "−")
+        yield f"| {claim.said} | {claim.measured} | {_between(claim.spread)} | {here} | **{claim.verdict}** |"
     yield ""
     yield (
-        "A difference is of one seed, its interval over the seeds (Student, 95 %). **Shows**: the interval is above 0. **Does "
-        "not show**: it is below the least difference that would matter. Unclear is everything else: so few seeds can not tell."
+        "A difference is of one seed, its interval over the seeds (Student, 95 %): of other worlds, too. **Shows**: it is above "
+        "0. **Does not show**: it is below the least difference that would matter. Unclear is everything else: so few seeds can "
+        "not tell. The interval over prompts is of the worlds of these seeds alone; **shows in these worlds** is what is above 0 "
+        "there, and open otherwise."
     )
 
 
@@ -223,22 +89,25 @@ def _credit_table(found: Results) -> Iterator[str]:
             yield f"| {said} | {label} | {_mean(top)} | {_mean(auc)} |"
 
 
-def _search_table(found: Results) -> Iterator[str]:
-    yield (
-        "Means over held-out prompts and seeds. Tokens read: by all models, a prompt's own left out. Alike: the share of answers "
-        "as long as the greedy one, and by how much their reward is above it, so that length has no part in it."
-    )
-    yield ""
+def _search_table(found: Results, crowd: str) -> Iterator[str]:
+    if crowd == "search":
+        yield (
+            "Means over held-out prompts and seeds. Tokens read: by all models, a prompt's own left out. Alike: the share of "
+            "answers as long as the greedy one, and by how much their reward is above it, so that length has no part in it. Any "
+            "sample is what choosing at random among n comes to, whatever n."
+        )
+        yield ""
     yield "| model | decoder | n | true reward | right names | length | tokens read | alike | reward above greedy's |"
     yield "|---|---|--:|--:|--:|--:|--:|--:|--:|"
     first = next(iter(found.values()))
-    for row in first.search:
+    for row in getattr(first, crowd):
         key = row["policy"], row["family"], row["size"]
-        reward = spread(searched(found, *key, "reward"))
+        reward = spread(searched(found, crowd, key, "reward"))
         mean = {
-            name: fmean(searched(found, *key, name).values()) for name in ("right", "length", "evaluations", "alike")
+            name: fmean(searched(found, crowd, key, name).values())
+            for name in ("right", "length", "evaluations", "alike")
         }
-        gains = [gain for gain in searched(found, *key, "gain").values() if gain is not None]
+        gains = [gain for gain in searched(found, crowd, key, "gain").values() if gain is not None]
         gain = f"{fmean(gains):+.2f}" if gains else "–"
         told = f"{mean['right']:.3f} | {mean['length']:.1f} | {mean['evaluations']:.0f} | {mean['alike']:.0%} | {gain}"
         yield f"| {key[0]} | {key[1]} | {key[2]} | {_mean(reward)} | {told} |".replace("-", "−")
@@ -269,8 +138,21 @@ def _caveats() -> str:
 - The world has popular errors by design: the first word of some names leads the crowd astray, so greedy decoding of a model of
   the crowd goes wrong where the whole name would not. That beams gain nothing before dpo is by this design, too.
 - Harmless rare words are less likely than popular errors, which is why log-probs alone find errors badly.
-- Many beams neither lengthen nor hurt here, not even with transformers' length penalty. So that part of the second finding is
-  neither seen nor refuted: it needs a world in which longer answers are likelier a token."""
+- Many beams lengthen and hurt where something long and certain may be begun, and log-probabilities are divided by length; by
+  their sum they do not. It is no effect of dpo: the model before it is lengthened as well.
+- The world with the set phrase was made to follow from the theory, not to be like language."""
+
+
+def _must_lengthen() -> str:
+    return f"""### Where many beams must lengthen
+
+In the crowd's own world many beams change nothing: an idle sentence costs more a token than the rest of an answer, so no search
+has a reason to add one. In a second world {SAID:.0%} of the crowd begin with a set phrase, every idle sentence there is
+({len(PHRASE)} words), and everything else is as it was. Once begun its words are certain: whoever divides by length must prefer
+it, whoever takes the sum must not, and few beams do not see it, since its first word is rarer than many other beginnings. It
+costs {-IDLE:g} an idle sentence. This was said before it was run; the share was not searched for.
+
+![True reward and length against beams, with a set phrase](r_to_q_formal.svg)"""
 
 
 def _how_made(found: Results, recipe: Any) -> str:
@@ -301,7 +183,13 @@ def document(found: Results, recipe: Any) -> str:
     whole = {
         "recipe": recipe._asdict(),
         "seeds": {
-            str(seed): {"credit": one.credit, "search": one.search, "falling": one.falling, "law": one.law}
+            str(seed): {
+                "credit": one.credit,
+                "search": _without_prompts(one.search),
+                "formal": _without_prompts(one.formal),
+                "falling": one.falling,
+                "law": one.law,
+            }
             for seed, one in found.items()
         },
         "claims": [
@@ -309,9 +197,14 @@ def document(found: Results, recipe: Any) -> str:
                 "said": each.said,
                 "measured": each.measured,
                 **each.spread._asdict(),
-                "verdict": verdict(each.spread, LEAST[each.kind]),
+                "over_prompts": each.here,
+                "verdict": each.verdict,
             }
             for each in claims(found)
         ],
     }
     return json.dumps(whole, indent=1, ensure_ascii=False) + "\n"
+
+
+def _without_prompts(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    return [{name: value for name, value in row.items() if name != "each"} for row in rows]

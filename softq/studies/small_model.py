@@ -97,12 +97,13 @@ def fine_tune(
     tokenizer.save_pretrained(str(directory))
 
 
-def crowd_pairs(world: World, count: int, seed: int) -> Iterator[Compared]:
-    """Pairs of the crowd's answers to the prompts to train on, each with one noisy label for the whole answer."""
-    rng = Random(f"pairs {seed}")
+def crowd_pairs(world: World, count: int, seed: int, write: Write | None = None) -> Iterator[Compared]:
+    """Pairs of the crowd's answers, or of another's who can `write`, to the prompts to train on, each with one noisy label for
+    the whole answer."""
+    rng, write = Random(f"pairs {seed}"), write or world.demonstration
     for _ in range(count):
         prompt = rng.choice(world.prompts)
-        first, second = world.demonstration(prompt, rng), world.demonstration(prompt, rng)
+        first, second = write(prompt, rng), write(prompt, rng)
         taken, left = (first, second) if world.prefer(prompt, first, second, rng) else (second, first)
         yield Compared(prompt, taken, left)
 
