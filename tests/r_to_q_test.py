@@ -4,6 +4,7 @@ import json
 import math
 import xml.etree.ElementTree as ET
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -18,12 +19,13 @@ from softq.studies import decoding, r_to_q, small_model
 from softq.studies.by_seed import file_of
 from softq.studies.credit import anyhow, injections, led_astray, localised, said_of
 from softq.studies.decoding import Tried, decoded, plan, row
+from softq.studies.formal import PHRASE, SAID, formal
 from softq.studies.r_to_q import FIGURES, PAGE, Found, Recipe, law
-from softq.studies.r_to_q_claims import ARMS, claims, searched
+from softq.studies.r_to_q_claims import ARMS, Claim, claims, searched
 from softq.studies.r_to_q_plot import pictures
 from softq.studies.r_to_q_text import markdown
-from softq.studies.small_model import fine_tune, ids_of
-from softq.worlds.guidebook import NAMES, asked, guidebook
+from softq.studies.small_model import crowd_pairs, fine_tune, ids_of
+from softq.worlds.guidebook import FILLERS, IDLE, NAMES, asked, guidebook
 
 WORLD = replace(guidebook(0), held_out=guidebook(0).held_out[:3])
 TINY = Recipe(64, 2, 16, 4, 2, 1e-3, 2, 1e-4, 2, 1.0, 4, 5, 30)
@@ -173,6 +175,43 @@ def test_what_is_said_follows_the_differences() -> None:
         assert ET.fromstring(picture).tag.endswith("svg"), name
 
 
+def test_the_interval_over_prompts_is_of_these_worlds_alone() -> None:
+    """By hand: of two seeds the mean of the two means, whose variances add."""
+    open_ = Claim("", "", {0: 1.0, 1: 3.0}, "reward", {0: [0.0, 1.0, 2.0], 1: [2.0, 3.0, 4.0]})
+    error = math.sqrt(1 / 3 + 1 / 3) / 2
+    assert open_.here == pytest.approx((2 - 1.96 * error, 2 + 1.96 * error))
+    assert open_.spread.interval is not None
+    assert open_.spread.interval[0] < 0 < open_.spread.interval[1]
+    assert open_.verdict == "shows in these worlds"
+    assert open_._replace(prompts={0: [-9.0, 1.0, 11.0], 1: [3.0, 3.0]}).verdict == "unclear"
+    assert open_._replace(prompts={}).verdict == "unclear"
+    assert open_._replace(values={0: 2.0, 1: 2.0}).verdict == "shows"
+
+
+def test_claims_of_the_set_phrase_are_of_its_own_rows() -> None:
+    said = {claim.said: claim for claim in claims({seed: made(seed) for seed in range(3)})}
+    longer = said["with a set phrase, many beams lengthen, with transformers' length penalty"]
+    assert longer.spread.values == {seed: pytest.approx(7.5) for seed in range(3)}, "(20 - 5 + 40 - 40) / 2"
+    assert said["many beams lengthen, with transformers' length penalty"].spread.mean == 0
+
+
+def test_a_few_answers_begin_with_a_set_phrase() -> None:
+    """As often as is said, with the crowd's own answer behind it; and pairs are of such answers."""
+    idle = sum(IDLE for _ in FILLERS)
+    rng, plain = Random(0), 0
+    for _ in range(2000):
+        prompt = rng.choice(WORLD.prompts)
+        answer = formal(WORLD, prompt, rng)
+        begins = answer[: len(PHRASE)] == PHRASE
+        plain += not begins
+        if begins:
+            behind = answer[len(PHRASE) :]
+            assert sum(WORLD.reward(prompt, answer)) == pytest.approx(sum(WORLD.reward(prompt, behind)) + idle)
+    assert 1 - plain / 2000 == pytest.approx(SAID, abs=0.01)
+    pairs = list(crowd_pairs(WORLD, 400, 0, partial(formal, WORLD)))
+    assert {pair.chosen[: len(PHRASE)] == PHRASE for pair in pairs} == {True, False}
+
+
 def test_the_study_is_written_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decoding, "LONGEST", 2)
     monkeypatch.setattr(decoding, "DRAWS", 1)
@@ -182,6 +221,10 @@ def test_the_study_is_written_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     list(r_to_q.r_to_q(tmp_path / "out", [0], TINY, processes=1))
     figures = json.loads((tmp_path / "out" / FIGURES).read_text())
     of = figures["seeds"]["0"]
+    assert {(row["policy"], row["family"]) for row in of["formal"]} == {
+        (policy, one.family) for policy in ("dpo", "sft") for one in decoding.beams(True)
+    }
+    assert all("each" not in row for row in (*of["formal"], *of["search"]))
     assert [point["step"] for point in of["falling"]["crowd"]] == [0, 1, 2]
     assert all(math.isfinite(point["chosen"]) for arm in of["falling"].values() for point in arm)
     assert of["falling"]["crowd"][-1] != of["falling"]["style"][-1] != of["falling"]["style, chosen first"][-1]
