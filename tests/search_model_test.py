@@ -56,7 +56,7 @@ def logp_of(name: str, answers: list[Answer]) -> Tensor:
     return logps({"policy": found["ref" if name == "rejection" else "policy"]}, tokens)[0]
 
 
-NAMES = [name for name in DECODERS if name not in ("best_of_n_reward", "guided")]
+NAMES = [name for name in DECODERS if name not in ("best_of_n_reward", "guided", "blockwise")]
 
 
 @pytest.mark.parametrize("layout", ["packed", "padded", "plain"])

@@ -2,24 +2,40 @@
 
 Weak-to-strong search (arXiv 2405.19262): the proposal is a large model, the score the log-ratio of a small tuned and untuned one.
 
-One beam is blockwise best-of-K (controlled decoding, arXiv 2310.17022); one beam and one chunk is best-of-K.
+One beam is blockwise best-of-K: controlled decoding (arXiv 2310.17022), where the score is a value. One beam and one chunk is
+best-of-K.
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from softq.lm.growing import Growing
+from softq.lm.reward import RewardModel
+from softq.lm.score import Valued
+from softq.lm.walk import walk
 from softq.search.answer import Answer, Limits, answer
+from softq.search.guided import Told
 from softq.search.sampling import gone_on, uniform
 from softq.search.voice import Voice
 
 STATES = 1024  # whose logits exist at once
 
-PathScore = Callable[[Growing, Tensor], Tensor]
-"""(forest, nodes [n]) -> [n]: how good the text up to each node is, higher is better."""
+
+class PathScore(Protocol):
+    """How good what is said up to a node is."""
+
+    @property
+    def evaluations(self) -> int:
+        """Token-evaluations so far: nodes behind prompts, once for each model that computed them."""
+        ...
+
+    def __call__(self, forest: Growing, nodes: Tensor) -> Tensor:
+        """[n] nodes -> [n], higher is better. From none but these will be gone on."""
+        ...
+
 
 
 def chunk_beam(
@@ -38,6 +54,8 @@ def chunk_beam(
     chances: of each prompt [width * branches, tokens] numbers in [0, 1). Finished paths stay among the beams as long as their
     score does, unnormalised: a score that grows with length favours what is longer. Paths that are alike count once.
     """
+    if min(width, branches, length) < 1:
+        raise ValueError(f"{width} beams, {branches} branches of {length} tokens: expected at least 1 of each")
     forest = voice.forest
     beams = {prompt: [node] for prompt, node in enumerate(forest.last.tolist())}
     ended: set[int] = set()
@@ -98,11 +116,41 @@ def _kept(
     }
 
 
+class PathValue:
+    """Σ_k w_k V_k of the state behind a node, in reward: at an end, of the end's own state. A value of weight 0 is not asked."""
+
+    def __init__(self, parts: Sequence[tuple[float, Valued]], forest: Growing, longest: int) -> None:
+        """parts: weights and models; longest: tokens that a path may have, its prompt included."""
+        asked = [(weight, model) for weight, model in parts if weight]
+        judges = [(weight, model if isinstance(model, RewardModel) else Told(model)) for weight, model in asked]
+        self._judges = [(weight, judge, walk(judge, forest, longest)) for weight, judge in judges]
+
+    @property
+    def evaluations(self) -> int:
+        """See `PathScore`."""
+        return sum(walked.evaluations for _, _, walked in self._judges)
+
+    def __call__(self, forest: Growing, nodes: Tensor) -> Tensor:
+        """See `PathScore`."""
+        value = torch.zeros(len(nodes), dtype=torch.float64)
+        for weight, judge, walked in self._judges:
+            with torch.no_grad():
+                value += weight * judge.logits(walked.states(nodes))[:, 0].double().cpu()
+            walked.keep(nodes)
+        forest.put("value", nodes, value)
+        return value
+
+
 class PathRatio(NamedTuple):
     """Σ log π_tuned/π_untuned up to a node, nats; what each model says of a node is kept in the forest."""
 
     tuned: Voice
     untuned: Voice
+
+    @property
+    def evaluations(self) -> int:
+        """See `PathScore`."""
+        return self.tuned.evaluations + self.untuned.evaluations
 
     def __call__(self, forest: Growing, nodes: Tensor) -> Tensor:
         """See `PathScore`."""
@@ -110,6 +158,7 @@ class PathRatio(NamedTuple):
         fresh = path[forest.column("ratio")[path].isnan()]
         for name, voice in (("tuned_logp", self.tuned), ("untuned_logp", self.untuned)):
             _told(forest, name, voice, fresh)
+            voice.keep(nodes)
         step = forest.column("tuned_logp")[fresh] - forest.column("untuned_logp")[fresh]
         for depth in forest.depth[fresh].unique().tolist():
             at = forest.depth[fresh] == depth

@@ -10,7 +10,7 @@ from torch import Tensor
 from softq.search.answer import Answer
 from softq.search.beam import beam
 from softq.search.best_of import best_of
-from softq.search.chunks import PathRatio, chunk_beam, uniforms
+from softq.search.chunks import PathRatio, PathValue, chunk_beam, uniforms
 from softq.search.guided import Guided, composed, same_tokens
 from softq.search.heard import Heard
 from softq.search.mcts import Rules, tree_search
@@ -95,6 +95,24 @@ def chunked(
     return [answers[:n] for answers in found]
 
 
+def blockwise(
+    on: Heard, *, values: str = "value", branches: int = 6, length: int = 32, temperature: float = 1.0
+) -> list[list[Answer]]:
+    """Blocks of the policy's: of `branches` samples of `length` tokens the one that is worth most is gone on from.
+
+    values: the names of value models and their weights, "value+brief=0.5" (blockwise controlled decoding, arXiv 2310.17022). A
+    block that ends an answer is worth what its end is. As long as answers are, it is best-of-K by the value.
+    """
+    policy, named = on.model("policy"), composed(values)
+    parts = [(weight, same_tokens(policy, on.model(name), name)) for name, weight in named.items()]
+    value = PathValue(parts, on.forest, on.longest)
+    chances = uniforms(on.seed, on.numbers, branches, on.limits.tokens)
+    sizes = {"width": 1, "branches": branches, "length": length}
+    found = chunk_beam(on.policy, value, on.limits, partial(filtered, temperature=temperature), chances, **sizes)
+    on.counted([value])
+    return found
+
+
 def tree_searched(
     on: Heard,
     *,
@@ -170,6 +188,7 @@ DECODERS: Mapping[str, Decoder] = {
     "best_of_n_random": best_of_n_random,
     "rejection": rejection,
     "chunk_beam": chunked,
+    "blockwise": blockwise,
     "mcts": tree_searched,
     "realigned": realigned_sample,
     "tuned": tuned_sample,

@@ -10,6 +10,7 @@ from softq.lm.growing import Growing
 from softq.lm.score import LanguageModel
 from softq.records import Tokens
 from softq.search.answer import Answer, Limits
+from softq.search.chunks import PathScore
 from softq.search.scoring import logps, prompts_of, rewards, tokens_of
 from softq.search.voice import Speaker, Voice
 
@@ -55,9 +56,9 @@ class Heard:
         """Token-evaluations of all models so far, prompts left out."""
         return self._scored + sum(voice.evaluations for voice in self._voices.values())
 
-    def counted(self, voices: Sequence[Voice]) -> None:
-        """Count what voices of a decoder's own cost."""
-        self._scored += sum(voice.evaluations for voice in voices)
+    def counted(self, asked: Sequence[Voice | PathScore]) -> None:
+        """Count what voices and scores of a decoder's own cost."""
+        self._scored += sum(each.evaluations for each in asked)
 
     def logps(self, answers: Sequence[Answer]) -> tuple[Tensor, Tensor]:
         """Σ log π and Σ log π_ref of answers [n], nats, scored whole."""
