@@ -242,6 +242,13 @@ def test_best_of_n_has_the_law_that_all_draws_give(n: int) -> None:
     assert best.divergence(logp, score, n) <= best.bound(n) + 1e-12
 
 
+def test_the_law_is_one_of_numbers_however_the_lowest_class_was_rounded() -> None:
+    for seed in range(40):
+        logp = torch.randn(4, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).log_softmax(-1)
+        worst_at = best.law(logp, torch.tensor([1.0, 0.2, 0.5, -0.8]), 2)[3]
+        torch.testing.assert_close(worst_at, 2 * logp[3])
+
+
 def test_the_divergence_of_best_of_n_ends_and_its_bound_does_not() -> None:
     logp = torch.tensor([0.4, 0.1, 0.25, 0.2, 0.05], dtype=torch.float64).log()
     score = torch.tensor([1.0, 3.0, 2.0, 2.0, 3.0], dtype=torch.float64)
