@@ -9,10 +9,12 @@ from torch import Tensor
 
 from softq.search import best_of, rejection
 from softq.search.beam import beam
+from softq.search.chunks import PathValue, chunk_beam
 from softq.search.mcts import BACKUPS, Backup, Edges, hard, puct, tree_search
 from softq.search.sampling import filtered, pick, sample
 from softq.search.voice import Likelihood, LogRatio, Mixed, Rated, Voice, realigned, tuned
 from softq.verify import search_laws
+from softq.verify.block_laws import BLOCK_LAWS
 from softq.verify.law import Finding
 from softq.verify.pool_laws import POOL_LAWS
 from softq.verify.suite import named
@@ -129,11 +131,30 @@ def never_sure(scores: Tensor, n: int, chance: Tensor, *, temperature: float = 1
     return ACCEPTED(scores, n, chance + 0.1, temperature=temperature)
 
 
-LAWS = (*search_laws.SEARCH_LAWS, *POOL_LAWS)
+class Before(PathValue):
+    """The value of the state before the last token."""
+
+    def __call__(self, forest: Any, nodes: Tensor) -> Tensor:
+        return super().__call__(forest, forest.parent[nodes])
+
+
+def unended(voice: Voice, score: Any, limits: Any, *args: Any, **sizes: Any) -> Any:
+    """What ends an answer is worth nothing."""
+    return chunk_beam(
+        voice, lambda forest, nodes: score(forest, nodes).where(forest.token[nodes] != 3, 0.0), limits, *args, **sizes
+    )
+
+
+def shorter(*args: Any, length: int, **sizes: Any) -> Any:
+    return chunk_beam(*args, length=1, **sizes)
+
+
+LAWS = (*search_laws.SEARCH_LAWS, *POOL_LAWS, *BLOCK_LAWS)
 REJECTION, BEST_OF = "softq.search.rejection.", "softq.search.best_of."
 REJECTION_LAW, ACCEPTED = rejection.law, rejection.accepted
 BEST_OF_LAW, BEST_OF_KEPT = best_of.law, best_of.best_of
 SEARCH = "softq.verify.search_laws."
+BLOCKS = "softq.verify.block_laws."
 BROKEN: list[tuple[str, str, Any]] = [
     ("full beam", SEARCH + "beam", narrow),
     ("full beam", SEARCH + "beam", by_length),
@@ -182,6 +203,11 @@ BROKEN: list[tuple[str, str, Any]] = [
     ("rejected", REJECTION + "law", unbiased),
     ("rejected", REJECTION + "law", lambda logp, score, draws, temperature: REJECTION_LAW(logp, -score, draws)),
     ("rejected", REJECTION + "accepted", never_sure),
+    ("blockwise", BLOCKS + "PathValue", lambda parts, *on: PathValue([(-1.0, model) for _, model in parts], *on)),
+    ("blockwise", BLOCKS + "PathValue", Before),
+    ("blockwise", BLOCKS + "chunk_beam", unended),
+    ("blockwise", BLOCKS + "chunk_beam", shorter),
+    ("blockwise", BLOCKS + "filtered", lambda logits: filtered(logits, top_k=2)),
 ]  # fmt: skip
 
 
@@ -207,6 +233,7 @@ def test_what_is_not_exact_is_off_by_a_number_that_is_told() -> None:
         ("realigned", "KL of answers in nats: 0.043 at λ = 0.5, 0.15 at λ = 2"),
         ("tuned", "KL of answers on another base: 0.15 nats"),
         ("rejected", "KL to π* in nats of pools of 1, 2 and 3: 1.7 0.95 0.65, 2.6 1.7 1.3"),
+        ("blockwise", "KL of answers from the reference in nats: 0.3 of at most 0.33, 0.25 of at most 0.33"),
         ("best of N", "KL of the best of 16 in nats: 1.79, 1.82; its bound 1.84"),
     ):
         found = named(LAWS, law)[0].check(TABLES["token rewards"])

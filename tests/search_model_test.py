@@ -1,7 +1,7 @@
 """Every decoder on a transformers model: its numbers are those of the full score, whatever the layout and the grouping."""
 
 from functools import cache
-from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 import torch
@@ -32,12 +32,22 @@ def models(layout: str) -> dict[str, CausalLM]:
                 parameter.mul_(0.6).add_(0.03 * torch.randn(parameter.shape, generator=generator))
             model.get_output_embeddings().weight[2] *= 3  # some answers end
         found[name] = load(model, None, tokenizer=tokenizer(), layout=layout).policy
+    found["value"] = valued(layout)
     return found
+
+
+def valued(layout: str) -> CausalLM:
+    """A value, whose body is the policy's before it was moved."""
+    with TemporaryDirectory() as home:
+        tiny("llama", torch.float32).save_pretrained(home)
+        torch.manual_seed(0)
+        return load_reward_model(home, tokenizer=tokenizer(), layout=layout).policy
 
 
 def searched(name: str, layout: str, prompts: list[Tensor], numbers: list[int] | None = None) -> list[list[Answer]]:
     on = Heard(models(layout), prompts, LIMITS, seed=3, numbers=numbers)
-    return DECODERS[name](on, **({"n": 2} if name not in ("greedy", "beam_logratio", "mcts") else {}))
+    own = {"greedy": {}, "beam_logratio": {}, "mcts": {}, "blockwise": {"branches": 3, "length": 3}}
+    return DECODERS[name](on, **own.get(name, {"n": 2}))
 
 
 def logp_of(name: str, answers: list[Answer]) -> Tensor:
@@ -56,7 +66,7 @@ def logp_of(name: str, answers: list[Answer]) -> Tensor:
     return logps({"policy": found["ref" if name == "rejection" else "policy"]}, tokens)[0]
 
 
-NAMES = [name for name in DECODERS if name not in ("best_of_n_reward", "guided", "blockwise")]
+NAMES = [name for name in DECODERS if name not in ("best_of_n_reward", "guided")]
 
 
 @pytest.mark.parametrize("layout", ["packed", "padded", "plain"])
@@ -97,19 +107,29 @@ def test_log_ratio_scores_are_the_implicit_reward() -> None:
     assert [answer.score for answer in answers] == pytest.approx((logp - ref_logp).tolist(), abs=2e-5)
 
 
-def test_a_reward_model_chooses_among_samples(tmp_path: Path) -> None:
-    tiny("llama", torch.float32).save_pretrained(tmp_path)
-    torch.manual_seed(0)
-    reward = load_reward_model(str(tmp_path), tokenizer=tokenizer()).policy
-    assert isinstance(reward, RewardModel)
-    on = Heard({"policy": models("packed")["policy"], "reward": reward}, PROMPTS, LIMITS, seed=3)
+def own_value(ids: Tensor) -> float:
+    """What the value says of a text [n], by its own forward."""
+    model = valued("plain")
+    assert isinstance(model, RewardModel)
+    with torch.no_grad():
+        return float(model.head(model.transformer.base_model(input_ids=ids[None]).last_hidden_state[0, -1]))
+
+
+def test_a_reward_model_chooses_among_samples() -> None:
+    on = Heard({"policy": models("packed")["policy"], "reward": models("packed")["value"]}, PROMPTS, LIMITS, seed=3)
     found = DECODERS["best_of_n_reward"](on, samples=6, n=6)
     for number, answers in enumerate(found):
         assert [answer.score for answer in answers] == sorted((answer.score for answer in answers), reverse=True)
-        ids = torch.cat([PROMPTS[number], torch.tensor(answers[0].tokens)])[None]
-        with torch.no_grad():
-            hidden = reward.transformer.base_model(input_ids=ids).last_hidden_state[0, -1]
-        assert answers[0].score == pytest.approx(float(reward.head(hidden)), abs=1e-4)
+        ids = torch.cat([PROMPTS[number], torch.tensor(answers[0].tokens)])
+        assert answers[0].score == pytest.approx(own_value(ids), abs=1e-4)
+
+
+@pytest.mark.parametrize("layout", ["packed", "padded", "plain"])
+def test_a_value_judges_what_every_block_led_to(layout: str) -> None:
+    """Caches drop what is not gone on from: of several short blocks the last score is still that of the whole text."""
+    for number, (answer,) in enumerate(searched("blockwise", layout, PROMPTS)):
+        ids = torch.cat([PROMPTS[number], torch.tensor(answer.tokens)])
+        assert answer.score == pytest.approx(own_value(ids), abs=1e-4)
 
 
 def test_a_text_ends_an_answer_at_the_token_that_completes_it() -> None:

@@ -334,12 +334,66 @@ def tokenwise(prompt: int, known: dict[tuple[int, ...], float]) -> list[tuple[in
     return [path for path, _ in beams]
 
 
+def worth(prompt: int, said: tuple[int, ...]) -> float:
+    """Twice what THIRD says of what the last token led to, less what REFERENCE does."""
+    at = (*PROMPTS[prompt].tolist(), *said[:-1])
+    third, reference = (float(m.table.detach()[m.rows[at], said[-1]]) for m in (THIRD, REFERENCE))
+    return 2 * third - reference
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 4, 9])
+def test_blocks_that_are_worth_most_are_gone_on_from(length: int) -> None:
+    settings = {"values": "reward=2+ref=-1", "branches": 5, "length": length, "temperature": 0.8}
+    for seed in range(8):
+        on = heard(seed)
+        for prompt, (found,) in enumerate(DECODERS["blockwise"](on, **settings)):
+            chance, said, before = uniform(seed, prompt, (5, 4)), (), -1
+            while len(said) < 4 and said[-1:] != (2,) and len(said) > before:
+                before, blocks = len(said), []
+                for own in chance:
+                    path = said
+                    for t in range(before, min(before + length, 4)):
+                        state = POLICY.table.detach()[POLICY.rows[(*PROMPTS[prompt].tolist(), *path)]]
+                        path = (*path, int(pick((state / 0.8).log_softmax(-1)[None], own[t : t + 1])))
+                        if path[-1] == 2:
+                            break
+                    blocks.append(path)
+                said = max(blocks, key=lambda path: worth(prompt, path))
+            assert (found.tokens, found.ended) == (said, said[-1] == 2)
+            assert found.score == pytest.approx(worth(prompt, said))
+        assert on.evaluations > 0
+
+
+def test_one_block_is_best_of_k_by_the_value() -> None:
+    found = DECODERS["blockwise"](heard(3), values="reward", branches=16, length=4)
+    best_ = DECODERS["best_of_n_reward"](heard(3), samples=16)
+    assert [(a.tokens, a.score) for (a,) in found] == [(a.tokens, pytest.approx(a.score)) for (a,) in best_]
+
+
+def test_a_value_of_weight_nothing_is_not_asked() -> None:
+    asked, not_asked = heard(), heard()
+    DECODERS["blockwise"](asked, values="reward+ref")
+    DECODERS["blockwise"](not_asked, values="reward+ref=0")
+    DECODERS["sample"](alone := heard(), n=6)
+    behind = asked.evaluations - not_asked.evaluations
+    assert not_asked.evaluations == alone.evaluations + behind
+    assert behind > 0
+
+
+def test_chunks_have_sizes() -> None:
+    for name, wrong in (("chunk_beam", {"beams": 0}), ("chunk_beam", {"length": 0}), ("blockwise", {"branches": 0})):
+        with pytest.raises(ValueError, match=r"expected at least 1 of each"):
+            DECODERS[name](heard(), **({"values": "reward"} if name == "blockwise" else {}), **wrong)
+
+
 def test_decoders_name_what_they_lack() -> None:
     on = Heard({"policy": POLICY}, PROMPTS, LIMITS)
     with pytest.raises(ValueError, match="needs a reference: give --reference MODEL"):
         DECODERS["beam_logratio"](on)
     with pytest.raises(ValueError, match="needs a model 'tuned': give --models tuned=MODEL"):
         DECODERS["tuned"](on)
+    with pytest.raises(ValueError, match="needs a value: give --value MODEL"):
+        DECODERS["blockwise"](on)
 
 
 def test_best_of_n_decoders_rank_by_what_they_say() -> None:

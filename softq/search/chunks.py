@@ -37,7 +37,6 @@ class PathScore(Protocol):
         ...
 
 
-
 def chunk_beam(
     voice: Voice,
     score: PathScore,

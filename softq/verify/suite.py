@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import torch
 
 from softq.records import Method
+from softq.verify.block_laws import BLOCK_LAWS
 from softq.verify.end_laws import END_LAWS
 from softq.verify.examples import EXAMPLE_LAWS
 from softq.verify.law import Finding, Law, Result, checked
@@ -22,7 +23,7 @@ from softq.verify.value_laws import VALUE_LAWS
 METHOD_LAWS: tuple[Law[Line], ...] = (*STEP_LAWS, *END_LAWS)
 """Every law of a method on tables."""
 
-TABLE_LAWS: tuple[Law[Table], ...] = (*THEORY_LAWS, *READING_LAWS, *SEARCH_LAWS, *POOL_LAWS, *VALUE_LAWS)
+TABLE_LAWS: tuple[Law[Table], ...] = (*THEORY_LAWS, *READING_LAWS, *SEARCH_LAWS, *POOL_LAWS, *BLOCK_LAWS, *VALUE_LAWS)
 """Every law of the theory, of what is read of a policy, and of search with and without values, on tables."""
 
 Some = TypeVar("Some", bound=Law[Any])
