@@ -12,7 +12,7 @@ from softq.search.beam import beam
 from softq.search.best_of import best_of
 from softq.search.chunks import PathRatio, PathValue, chunk_beam, uniforms
 from softq.search.guided import Guided, composed, same_tokens
-from softq.search.heard import Heard
+from softq.search.heard import PAIR, Heard
 from softq.search.mcts import Rules, tree_search
 from softq.search.rejection import rejected
 from softq.search.sampling import filtered, sample, uniform
@@ -84,14 +84,17 @@ def chunked(
     on: Heard, *, beams: int = 4, branches: int = 4, length: int = 10, n: int = 1, top_k: int = 50
 ) -> list[list[Answer]]:
     """Chunks of the policy's, of which the log-ratio of a small pair, the models "tuned" and "untuned", keeps the best; of the
-    policy and its reference, where there is no such pair (weak-to-strong search, arXiv 2405.19262)."""
-    names = ("tuned", "untuned") if {"tuned", "untuned"} & on.models.keys() else ("policy", "ref")
-    voices = [Speaker(on.model(name), on.forest, on.longest) for name in names]
+    policy and its reference, where there is no such pair (weak-to-strong search, arXiv 2405.19262). The pair may have another
+    tokenizer than the policy: then it reads text."""
+    score = on.pair
+    if score is None:
+        names = PAIR if {*PAIR} & on.models.keys() else ("policy", "ref")
+        score = PathRatio(*(Speaker(on.model(name), on.forest, on.longest) for name in names))
     draw = partial(filtered, top_k=top_k)
     chances = uniforms(on.seed, on.numbers, beams * branches, on.limits.tokens)
     sizes = {"width": beams, "branches": branches, "length": length}
-    found = chunk_beam(on.policy, PathRatio(*voices), on.limits, draw, chances, **sizes)
-    on.counted(voices)
+    found = chunk_beam(on.policy, score, on.limits, draw, chances, **sizes)
+    on.counted([score])
     return [answers[:n] for answers in found]
 
 

@@ -15,13 +15,16 @@ from softq.search.scoring import logps, prompts_of, rewards, tokens_of
 from softq.search.voice import Speaker, Voice
 
 ASKED_FOR = {"ref": "a reference: give --reference MODEL", "value": "a value: give --value MODEL"}
+PAIR = ("tuned", "untuned")
+"""A small pair, whose log-ratio scores what another model says."""
 
 
 class Heard:
     """Prompts, and the models that speak behind them: what a decoder is given. A model that no decoder asks for is not run.
 
-    models: "policy", and "ref" and others where there are any. numbers [P]: of the prompts among all that are searched for, so
-    that what is drawn for one does not depend on which others stand beside it.
+    models: "policy", and "ref" and others where there are any. pair: the score of paths by "tuned" and "untuned", where these read
+    text in tokens of their own, and are not among the models. numbers [P]: of the prompts among all that are searched for, so that
+    what is drawn for one does not depend on which others stand beside it.
     """
 
     def __init__(
@@ -32,8 +35,9 @@ class Heard:
         *,
         seed: int = 0,
         numbers: Sequence[int] | None = None,
+        pair: PathScore | None = None,
     ) -> None:
-        self.models, self.limits, self.seed = models, limits, seed
+        self.models, self.limits, self.seed, self.pair = models, limits, seed, pair
         self.forest = Growing(prompts)
         self.numbers = torch.arange(len(prompts)) if numbers is None else torch.tensor(numbers)
         self.longest = max(map(len, prompts)) + limits.tokens
@@ -73,6 +77,8 @@ class Heard:
 
     def model(self, name: str) -> LanguageModel:
         """A model by its name. ValueError where there is none."""
+        if name not in self.models and name in PAIR and self.pair is not None:
+            raise ValueError(f"the model {name!r} has another tokenizer than the policy, and this decoder mixes tokens")
         if name not in self.models:
             given = ASKED_FOR.get(name, f"a model {name!r}: give --models {name}=MODEL")
             raise ValueError(f"this decoder needs {given}")

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from torch import nn
@@ -15,6 +15,8 @@ from softq.lm.reward import is_reward_model
 from softq.lm.score import Models
 from softq.lm.tokenizer import adapted, load_tokenizer
 from softq.reading.choice import Choice, choice, had_again, same_words
+from softq.search.heard import PAIR
+from softq.searching.pair import Pair, opened_pair, reads_text, shared
 from softq.searching.prompts import Prompt, asking
 from softq.training import ranks
 from softq.training.output import end_tokens
@@ -49,6 +51,7 @@ class Opened(NamedTuple):
     positions: int  # that the policy has
     beta: float | None  # reward per nat; None: not known, so rewards are in nats
     notes: tuple[str, ...]
+    pair: Pair | None = None  # "tuned" and "untuned", where their tokens are not the policy's
 
 
 def opened(asked: Asked) -> Opened:
@@ -70,32 +73,33 @@ def opened(asked: Asked) -> Opened:
     )
     if chosen.reference not in (None, "uniform"):
         same_words(chosen.reference, spoken.tokenizer, (_as_record(prompt) for prompt in of.prompts))
+    how = {"dtype": asked.dtype, "layout": asked.layout, "device": device, "trust_remote_code": asked.trust_remote_code}
+    apart = reads_text(asked.models, asked.policy, spoken.tokenizer, asked.trust_remote_code)
+    together = {name: there for name, there in asked.models.items() if not (apart and name in PAIR)}
     with had_again(chosen, asked.policy):
-        loaded = _loaded(asked, chosen, device)
+        loaded = _loaded(asked.policy, chosen, together, **how)
+    pair = opened_pair(asked.models, of.prompts, chat_template=asked.chat_template, **how) if apart else None
     ends = frozenset(end_tokens(loaded.policy, loaded.tokenizer, of.ends | spoken.end_ids))
-    notes = (*chosen.notes, *of.notes, *loaded.notes, *chosen.check(loaded), *_endless(ends))
-    return Opened(loaded, of.prompts, ends, positions(loaded.policy), chosen.beta, notes)
+    others = pair.loaded.notes if pair is not None else ()
+    notes = (*chosen.notes, *of.notes, *loaded.notes, *others, *chosen.check(loaded), *_endless(ends))
+    return Opened(loaded, of.prompts, ends, positions(loaded.policy), chosen.beta, notes, pair)
 
 
-def _loaded(asked: Asked, chosen: Choice, device: str) -> Loaded:
+def _loaded(policy: str, chosen: Choice, further: Mapping[str, str], **how: Any) -> Loaded:
     """Policy, reference and further models; one that is a reward model is there as one."""
-    how = {
-        "dtype": asked.dtype,
-        "layout": asked.layout,
-        "device": device,
-        "trust_remote_code": asked.trust_remote_code,
-    }
-    valued = {name: there for name, there in asked.models.items() if _valued(there, asked.trust_remote_code)}
-    speaking = {name: there for name, there in asked.models.items() if name not in valued}
+    valued = {name: there for name, there in further.items() if _valued(there, how["trust_remote_code"])}
+    speaking = {name: there for name, there in further.items() if name not in valued}
     if "value" in speaking and Path(speaking["value"]).is_dir():
         raise ValueError(
             f"--value {speaking['value']} has a head over tokens: give a value model, as softq train value makes"
         )
-    loaded = load(asked.policy, chosen.reference, others=speaking, **how)
+    loaded = load(policy, chosen.reference, others=speaking, **how)
     models: dict[str, nn.Module] = dict(loaded.models.items())
     notes = list(loaded.notes)
     for name, there in valued.items():
         one = load_reward_model(there, **how)
+        if not shared(one.tokenizer, loaded.tokenizer):
+            raise ValueError(f"the model {name} {there} has another tokenizer than the policy, whose tokens it judges")
         models[name] = one.policy.requires_grad_(False)
         notes += [f"model {name}: {note}" for note in one.notes]
     return Loaded(Models(models), loaded.tokenizer, tuple(notes))

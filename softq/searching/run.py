@@ -15,6 +15,7 @@ from softq.search.decoders import Decoder
 from softq.search.heard import Heard
 from softq.searching.full import full
 from softq.searching.opened import Opened
+from softq.searching.pair import TextRatio
 from softq.searching.prompts import Prompt
 from softq.searching.words import completion, decoder, stopped
 
@@ -57,7 +58,8 @@ def searched(of: Opened, method: Method, *, max_new_tokens: int, stop: Sequence[
         prompts = [of.prompts[n] for n in numbers]
         began = time.perf_counter()
         limits = Limits(room, of.ends, ended)
-        on = Heard(models, [prompt.ids for prompt in prompts], limits, seed=seed, numbers=numbers)
+        pair = None if of.pair is None else TextRatio(of.pair, numbers, decode, of.ends)
+        on = Heard(models, [prompt.ids for prompt in prompts], limits, seed=seed, numbers=numbers, pair=pair)
         with torch.no_grad():
             answers = method(on)
         seconds = time.perf_counter() - began
