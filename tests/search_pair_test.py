@@ -8,7 +8,6 @@ import pytest
 import torch
 from calls import called, jsonl
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -52,7 +51,8 @@ def trained(size: int, chat: str | None = None) -> PreTrainedTokenizerFast:
 def saved(home: Path, tokenizer: PreTrainedTokenizerBase, seed: int, **more: int) -> str:
     torch.manual_seed(seed)
     sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
-    config = LlamaConfig(**{"vocab_size": len(tokenizer), "max_position_embeddings": 256, **sizes, **more}, bos_token_id=None, eos_token_id=0)  # fmt: skip
+    sizes |= {"vocab_size": len(tokenizer), "max_position_embeddings": 256, **more}
+    config = LlamaConfig(**sizes, bos_token_id=None, eos_token_id=0)
     model = AutoModelForCausalLM.from_config(config)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -92,15 +92,15 @@ def ratio(homes: Homes, before: list[int], said: list[int]) -> float:
     return sums[0] - sums[1]
 
 
-def grown(tokens: list[list[int]], prompt: Tensor) -> tuple[Growing, Tensor]:
-    """A forest of these answers to one prompt, and their last nodes."""
-    forest, ends = Growing([prompt]), []
+def grown(forest: Growing, tokens: list[list[int]]) -> torch.Tensor:
+    """The last nodes of answers to a forest's one prompt."""
+    ends = []
     for answer in tokens:
         node = forest.last
         for token in answer:
             node = forest.add(torch.tensor([token]), node)
         ends.append(int(node))
-    return forest, torch.tensor(ends)
+    return torch.tensor(ends)
 
 
 def test_a_pair_with_the_policys_tokenizer_says_of_texts_what_it_says_of_tokens(homes: Homes) -> None:
@@ -110,14 +110,15 @@ def test_a_pair_with_the_policys_tokenizer_says_of_texts_what_it_says_of_tokens(
     pair = opened_pair({"tuned": homes.tuned, "untuned": homes.untuned}, [prompt], chat_template=None)
     texts = [" sat on the mat", " sa", " naïve dog ran", " — voilà", " t h e"]
     tokens = [own(text).input_ids for text in texts] + [[*own(text).input_ids, 0] for text in texts] + [[0]]
-    forest, ends = grown(tokens, prompt.ids)
+    forest = Growing([prompt.ids])
+    voices = [Speaker(pair.loaded.models[name], forest, 99) for name in ("policy", "ref")]  # pyright: ignore
+    ends = grown(forest, tokens)
     score = TextRatio(pair, [0], decoder(own), frozenset([0, 1]))
     assert [list(score.told(forest, node)) for node in ends.tolist()] == tokens
-    voices = [Speaker(pair.loaded.models[name], forest, 99) for name in ("policy", "ref")]  # pyright: ignore
     by_tokens = PathRatio(*voices)(forest, ends)
     found = score(forest, ends)
     torch.testing.assert_close(found, by_tokens, rtol=0, atol=1e-5)
-    assert found.abs().min() > 0.1
+    assert found.abs().min() > 0.05
     expected = [ratio(homes, prompt.ids.tolist(), said) for said in tokens]
     assert found.tolist() == pytest.approx(expected, abs=1e-3)
     assert forest.column("ratio")[ends].equal(found)
@@ -132,7 +133,7 @@ def test_what_is_told_is_text_in_the_pairs_own_tokens(homes: Homes) -> None:
     pair = opened_pair({"tuned": homes.tuned, "untuned": homes.untuned}, [prompt, chat], chat_template=None)
     assert pair.prompts[0].ids.tolist() == own("the cat").input_ids
     assert pair.prompts[1].ids.tolist() == own("<user>the cat</s><assistant>").input_ids
-    accent = policy("é").input_ids
+    accent = policy("ü").input_ids
     assert len(accent) == 2
     said = policy(" sat on the naïve mat").input_ids
     for number, end in ((0, 0), (1, 1)):  # EOS behind text, </s> behind a message
@@ -141,16 +142,16 @@ def test_what_is_told_is_text_in_the_pairs_own_tokens(homes: Homes) -> None:
             (said, own(" sat on the naïve mat").input_ids),
             ([*said, 0], [*own(" sat on the naïve mat").input_ids, end]),
             ([0], [end]),
-            ([*said, *accent], own(" sat on the naïve maté").input_ids),
+            ([*said, *accent], own(" sat on the naïve matü").input_ids),
             ([*said, accent[0]], own(" sat on the naïve mat").input_ids),
             ([accent[0]], []),
             ([*said, accent[0], 0], [*own(" sat on the naïve mat\ufffd").input_ids, end]),
             ([*said, 1], own(" sat on the naïve mat</s>").input_ids),
         ):
-            forest, (node,) = grown([tokens], prompt.ids)
-            assert list(score.told(forest, int(node))) == told
-        nothing, (node,) = grown([[accent[0]]], prompt.ids)
-        assert score(nothing, node[None]).tolist() == [0.0]
+            forest = Growing([prompt.ids])
+            assert list(score.told(forest, int(grown(forest, [tokens])))) == told
+        forest = Growing([prompt.ids])
+        assert score(forest, grown(forest, [accent[:1]])).tolist() == [0.0]
     assert not shared(policy, own)
 
 
@@ -161,7 +162,7 @@ def test_every_prompt_has_its_own_beginning(homes: Homes) -> None:
     pair = opened_pair({"tuned": homes.tuned, "untuned": homes.untuned}, given, chat_template=None)
     forest = Growing([given[2].ids, given[0].ids])
     nodes = torch.tensor(
-        [int(forest.add(torch.tensor([token]), forest.last[at])) for at, token in ((1, 40), (0, 41), (1, 42))]
+        [int(forest.add(torch.tensor([token]), forest.last[at : at + 1])) for at, token in ((1, 40), (0, 41), (1, 42))]
     )
     found = TextRatio(pair, [2, 0], decoder(policy), frozenset([0]))(forest, nodes)
     expected = [
@@ -243,7 +244,7 @@ def test_mistakes_are_one_line(homes: Homes, tmp_path: Path, capsys: pytest.Capt
         policy = homes.untuned if chat else homes.policy
         base = ["search", "--policy", policy, "--prompts", str(file), "--output", str(tmp_path / "out.jsonl")]
         method = [] if "--method" in words else ["--method", "chunk_beam"]
-        found, _, told = called([*base, *method, "--max-new-tokens", "4", *words[: len(words) - chat]], capsys)
+        found, _, told = called([*base, *method, "--max-new-tokens", "40", *words[: len(words) - chat]], capsys)
         assert found == code, told
         assert line in told.splitlines()[-1]
         assert "Traceback" not in told

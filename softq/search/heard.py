@@ -22,9 +22,9 @@ PAIR = ("tuned", "untuned")
 class Heard:
     """Prompts, and the models that speak behind them: what a decoder is given. A model that no decoder asks for is not run.
 
-    models: "policy", and "ref" and others where there are any. pair: the score of paths by "tuned" and "untuned", where these read
-    text in tokens of their own, and are not among the models. numbers [P]: of the prompts among all that are searched for, so that
-    what is drawn for one does not depend on which others stand beside it.
+    models: "policy", and "ref" and others where there are any. pair: what scores paths by "tuned" and "untuned", where these read
+    text in tokens of their own; then they are not among the models. numbers [P]: of the prompts among all that are searched for,
+    so that what is drawn for one does not depend on which others stand beside it.
     """
 
     def __init__(

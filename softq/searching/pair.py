@@ -166,7 +166,7 @@ def _check_room(prompt: Heading, more: int, room: int) -> None:
 
 
 def _states(rows: Sequence[tuple[int, Ids]]) -> int:
-    """How many states behind prompts sorted rows (prompt, ids) have: what two begin with counts once, behind a last token is none."""
+    """How many states sorted rows (prompt, ids) have behind prompts: a common beginning counts once, a last token not at all."""
     found = 0
     for _, group in groupby(rows, key=lambda row: row[0]):
         acted = [ids[:-1] for _, ids in group]
