@@ -47,6 +47,7 @@ def valued(layout: str) -> CausalLM:
 def searched(name: str, layout: str, prompts: list[Tensor], numbers: list[int] | None = None) -> list[list[Answer]]:
     on = Heard(models(layout), prompts, LIMITS, seed=3, numbers=numbers)
     own = {"greedy": {}, "beam_logratio": {}, "mcts": {}, "blockwise": {"branches": 3, "length": 3}}
+    own["chunk_beam"] = {"n": 2, "beams": 2, "length": 3}
     return DECODERS[name](on, **own.get(name, {"n": 2}))
 
 

@@ -187,7 +187,7 @@ def test_search_by_a_pair_with_another_tokenizer(
     ]
     code, _, told = called(words, capsys)
     assert code == 0, told
-    assert "tuned and untuned have a tokenizer of their own: chunk_beam tells them text" in told
+    assert "tuned and untuned do not have the policy's tokens: chunk_beam tells them text" in told
     rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert len(rows) == 2 * len(PROMPTS)
     own = AutoTokenizer.from_pretrained(homes.tuned)
@@ -226,8 +226,8 @@ def test_mistakes_are_one_line(homes: Homes, tmp_path: Path, capsys: pytest.Capt
     plain = saved(tmp_path / "plain", trained(300), 5)
     pair = f"tuned={homes.tuned},untuned={homes.untuned}"
     for words, code, line in (
-        (["--models", f"tuned={homes.tuned}"], 2, "is read in a pair: give untuned=MODEL"),
-        (["--models", f"untuned={homes.tuned}"], 2, "is read in a pair: give tuned=MODEL"),
+        (["--models", f"tuned={homes.tuned}"], 2, "scores text in a pair: give untuned=MODEL"),
+        (["--models", f"untuned={homes.tuned}"], 2, "scores text in a pair: give tuned=MODEL"),
         (
             ["--models", f"tuned={homes.tuned},untuned={third}"],
             2,
@@ -235,7 +235,7 @@ def test_mistakes_are_one_line(homes: Homes, tmp_path: Path, capsys: pytest.Capt
         ),
         (["--models", f"tuned={homes.tuned},untuned={homes.policy}"], 2, "have different tokenizers"),
         (["--models", f"tuned={homes.tuned},untuned={short}"], 2, "and they 8 positions: lower --max-new-tokens"),
-        (["--method", "tuned", "--models", pair], 2, "the model 'tuned' has another tokenizer than the policy"),
+        (["--method", "tuned", "--models", pair], 2, "the model 'tuned' does not have the policy's tokens"),
         (["--models", f"tuned={third},untuned={plain}", "--chat"], 3, "messages need a chat template"),
     ):
         chat = words[-1] == "--chat"

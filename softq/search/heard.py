@@ -78,7 +78,9 @@ class Heard:
     def model(self, name: str) -> LanguageModel:
         """A model by its name. ValueError where there is none."""
         if name not in self.models and name in PAIR and self.pair is not None:
-            raise ValueError(f"the model {name!r} has another tokenizer than the policy, and this decoder mixes tokens")
+            raise ValueError(
+                f"the model {name!r} does not have the policy's tokens, which this decoder adds up: give one that does"
+            )
         if name not in self.models:
             given = ASKED_FOR.get(name, f"a model {name!r}: give --models {name}=MODEL")
             raise ValueError(f"this decoder needs {given}")

@@ -134,7 +134,7 @@ def opened_pair(models: Mapping[str, str], prompts: Sequence[Prompt], *, chat_te
     room = min(positions(part.policy) for part in parts.values())
     for heading in headings:
         _check_room(heading, 1, room)
-    notes = ["tuned and untuned have a tokenizer of their own: chunk_beam tells them text", *spoken.notes]
+    notes = ["tuned and untuned do not have the policy's tokens: chunk_beam tells them text", *spoken.notes]
     notes += [f"model {name}: {note}" for name, part in parts.items() for note in part.notes]
     return Pair(Loaded(Models(both), spoken.tokenizer, tuple(notes)), encoder.vocabulary, headings, room)
 
