@@ -10,7 +10,13 @@ from calls import called, jsonl
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    LlamaConfig,
+    PreTrainedTokenizerFast,
+)
 
 from softq.cli import search_flags
 from softq.data.read import read
@@ -262,6 +268,29 @@ def test_a_value_model_has_a_value_head(policy: Path, capsys: pytest.CaptureFixt
     code, _, told = called(words, capsys)
     assert (code, told.count("\n")) == (2, 1)
     assert "has a head over tokens: give a value model" in told
+
+
+def test_blocks_are_kept_by_a_value_that_reads_the_policys_tokens(
+    rows: Rows, policy: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    torch.manual_seed(3)
+    AutoModelForSequenceClassification.from_pretrained(policy, num_labels=1).save_pretrained(tmp_path / "value")
+    tokenizer = AutoTokenizer.from_pretrained(policy)
+    tokenizer.save_pretrained(tmp_path / "value")
+    found = rows("--method", "blockwise", "--value", str(tmp_path / "value"), "--length", "3")
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "value")
+    for row in found:
+        ids = tokenizer(row["prompt"] + row["completion"], return_tensors="pt").input_ids
+        ids = torch.cat([ids, torch.zeros(1, int(row["ended"]), dtype=torch.int64)], 1)
+        with torch.no_grad():
+            assert row["score"] == pytest.approx(float(model.score(model.model(ids)[0][0, -1])), abs=1e-4)
+    words = {word: n for n, word in enumerate(WORDS[::-1])}
+    other = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel(words, unk_token="<unk>")), eos_token="<eos>")
+    other.save_pretrained(tmp_path / "value")
+    words = ["search", "--policy", str(policy), "--prompt", "no", "--value", str(tmp_path / "value")]
+    code, _, told = called([*words, "--method", "blockwise"], capsys)
+    assert code == 2
+    assert "another tokenizer than the policy, whose tokens it judges" in told
 
 
 def test_data_is_checked(policy: Path, capsys: pytest.CaptureFixture, tmp_path: Path) -> None:

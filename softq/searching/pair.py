@@ -115,7 +115,7 @@ def opened_pair(models: Mapping[str, str], prompts: Sequence[Prompt], *, chat_te
     if missing := [name for name in PAIR if name not in models]:
         (there,) = (models[name] for name in PAIR if name in models)
         raise ValueError(
-            f"{there} has another tokenizer than the policy, and is read in a pair: give {missing[0]}=MODEL"
+            f"{there} does not have the policy's tokens, and scores text in a pair: give {missing[0]}=MODEL"
         )
     trust = bool(how.get("trust_remote_code"))
     spoken = load_tokenizer(models["tuned"], trust)
