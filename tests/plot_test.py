@@ -58,6 +58,7 @@ def test_ticks_are_round_and_few() -> None:
     assert ticks(-60, 60, 5) == [-50, 0, 50]
     assert ticks(-20, 20, 5) == [-20, -10, 0, 10, 20]
     assert ticks(0.88, 3.12, 4) == [1, 2, 3]
+    assert ticks(-0.44, 0.42, 4) == [-0.4, -0.2, 0, 0.2, 0.4], "0 alone is no scale"
     assert ticks(-0.0053, 0.0003, 4) == [-0.004, -0.002, 0]
     assert ticks(-6000, 6000, 5) == [-5000, 0, 5000]
     for low, high in ((-1.2, 1.2), (3.0, 3.001), (-4e7, 5e7), (1e-9, 3e-9), (0.0, 7.0)):

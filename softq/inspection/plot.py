@@ -118,12 +118,15 @@ def _wide(values: Sequence[float]) -> tuple[float, float]:
 
 
 def ticks(low: float, high: float, most: int) -> list[float]:
-    """At most so many round numbers from low to high, 1, 2 or 5 · 10^k apart; 0 is one if it is inside."""
-    power = math.floor(math.log10((high - low) / most)) - 1
+    """So many round numbers from low to high at most, 1, 2 or 5 · 10^k apart; 0 is one if it is inside. One alone is no scale:
+    where there would be but one, it is the next finer numbers."""
+    power, finer = math.floor(math.log10((high - low) / most)) - 1, list[float]()
     for step in (scale * 10.0**exponent for exponent in range(power, power + 4) for scale in (1, 2, 5)):
         first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
-        if last - first < most:
-            return [float(f"{n * step:.12g}") for n in range(first, last + 1)]
+        found = [float(f"{n * step:.12g}") for n in range(first, last + 1)]
+        if len(found) <= most:
+            return found if len(found) > 1 else finer
+        finer = found
     raise AssertionError("some step is wide enough")
 
 

@@ -17,7 +17,7 @@ def markdown(found: Results, recipe: Any) -> str:
         [
             "# From r to Q*, asked again",
             _head(found, recipe),
-            "\n".join(["## What was found", "", *_told(found)]),
+            "\n".join(["## What was found", "", *_told(found)]).rstrip(),
             "## Credit\n\n![AUC of finding a wrong word](r_to_q_credit.svg)",
             "\n".join(_credit_table(found)),
             "## Search\n\n![True reward against beams](r_to_q_search.svg)",
