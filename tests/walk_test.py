@@ -10,10 +10,12 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from softq.lm.growing import Growing
+from softq.lm.kept import SPARE, Kept
 from softq.lm.load import Lora, load
 from softq.lm.model import AdapterOff, CausalLM, Uniform, switched_off
 from softq.lm.walk import Again, Cached, Walk, walk
 from softq.mdp.tabular import TabularLM, random_table, token_tree
+from softq.records import Tree
 
 PROMPTS = [torch.tensor([5, 6, 7, 8, 9, 10, 11]), torch.tensor([12]), torch.arange(3, 43), torch.tensor([13, 14, 15])]
 
@@ -98,7 +100,9 @@ def test_what_is_dropped_makes_room_and_changes_nothing(name: str) -> None:
     visited = (forest.prompt[len(torch.cat(PROMPTS)) :] == 0).sum()
     kept = walker.kept
     assert visited > 100
-    assert kept.room <= 80, "slots follow what is alive, 60 steps deep, not what was visited"
+    assert max(group.room for group in kept.groups) <= 80, (
+        "slots follow what is alive, 60 steps deep, not what was visited"
+    )
     for group in kept.groups:
         assert all(keys.shape[2] == group.width + group.room for keys, _ in group.layers.values())
     behind = torch.arange(len(torch.cat(PROMPTS)), len(forest))
@@ -118,6 +122,98 @@ def test_a_state_is_given_once() -> None:
             walker.states(node)
         with pytest.raises(ValueError, match="inside a prompt never"):
             walker.states(torch.tensor([0]))
+
+
+def test_a_state_is_given_once_whatever_else_is_asked_for() -> None:
+    model, forest = loaded("llama"), Growing(PROMPTS)
+    walker = walk(model, forest, 70)
+    first = forest.add(torch.tensor([4]), forest.last[:1])
+    with torch.no_grad():
+        walker.states(first)
+        with pytest.raises(ValueError, match="given once"):
+            walker.states(torch.cat([forest.add(torch.tensor([5]), first), first]))
+
+
+def agrees(model: CausalLM, forest: Growing, walker: Walk, nodes: Tensor) -> None:
+    """Asks for nodes, and checks what is said."""
+    got = model.logits(walker.states(nodes)).log_softmax(-1)
+    torch.testing.assert_close(got, alone(model, forest, nodes), rtol=1e-10, atol=1e-10, check_dtype=False)
+
+
+def test_a_walk_may_begin_in_a_forest_that_has_grown() -> None:
+    model, forest = loaded("llama"), Growing(PROMPTS)
+    first = forest.add(torch.tensor([4, 5, 6]), forest.last[[2, 0, 0]])
+    second = forest.add(torch.tensor([7, 8]), first[:2])
+    walker = walk(model, forest, 70)
+    with torch.no_grad():
+        agrees(model, forest, walker, torch.cat([forest.last, second, first[2:]]))
+        assert walker.evaluations == 5
+        agrees(model, forest, walker, forest.add(torch.tensor([9, 10]), torch.cat([second[1:], first[2:]])))
+        assert walker.evaluations == 7
+
+
+def test_room_is_made_when_there_is_none_left() -> None:
+    """SPARE nodes fit behind a prompt; of more, the dead make way. What is asked for behind a dead one brings it to life."""
+    model, forest = loaded("llama"), Growing([PROMPTS[0], PROMPTS[3]])
+    walker = walk(model, forest, 70)
+    assert isinstance(walker, Cached)
+    (group,) = walker.kept.groups
+    dead = forest.add(torch.arange(3, 11), forest.last[:1].expand(8))
+    with torch.no_grad():
+        agrees(model, forest, walker, dead)
+        living = forest.add(torch.arange(3, 11), forest.last[:1].expand(8))
+        walker.keep(living)
+        agrees(model, forest, walker, living)
+        assert (group.room, walker.kept.slot_of(torch.cat([dead, living])).tolist()) == (SPARE, list(range(SPARE)))
+        behind = forest.add(torch.tensor([11, 12, 13]), torch.cat([dead[5:6], living[:2]]))
+        agrees(model, forest, walker, behind)
+        assert walker.evaluations == 16 + 3
+        assert (walker.kept.slot_of(dead) >= 0).tolist() == [node == dead[5] for node in dead]
+        assert group.room == SPARE
+
+
+def test_what_was_dropped_is_computed_again() -> None:
+    model, forest = loaded("llama"), Growing([PROMPTS[0], PROMPTS[3]])
+    walker = walk(model, forest, 70)
+    first = forest.add(torch.arange(3, 19), forest.last.repeat(8))
+    with torch.no_grad():
+        agrees(model, forest, walker, first)
+        walker.keep(forest.last)  # nothing that is behind a prompt
+        agrees(model, forest, walker, forest.add(torch.arange(20, 40), forest.last.repeat(10)))
+        assert walker.evaluations == 36
+        second = forest.add(torch.arange(3, 19), first)
+        agrees(model, forest, walker, second)
+        assert walker.evaluations == 36 + 32, "each, and what it stands behind"
+
+
+def test_prompts_of_about_one_length_share_a_group() -> None:
+    sizes = [22, 4, 21, 100, 4, 140, 142]
+    groups = Kept(Growing([torch.ones(size) for size in sizes]), torch.device("cpu")).groups
+    assert [group.prompts.tolist() for group in groups] == [[1, 4, 2], [0], [3, 5], [6]]
+    assert [group.width for group in groups] == [21, 22, 140, 142]
+
+
+class Asked(Uniform):
+    """A model that remembers the forests that it was asked of."""
+
+    def states(self, tree: Tree) -> Tensor:
+        """[N] nodes -> [N, 1]: how many ancestors each has."""
+        self.trees = [*getattr(self, "trees", []), tree]
+        depth = []
+        for parent in tree.parent.tolist():
+            depth.append(depth[parent] + 1 if parent >= 0 else 0)
+        return torch.tensor(depth, dtype=torch.float64)[:, None]
+
+
+def test_a_walk_that_keeps_nothing_asks_for_the_paths_alone() -> None:
+    model, forest = Asked(VOCABULARY, torch.zeros(1)), Growing(PROMPTS)
+    walker = Again(model, forest)
+    first = forest.add(torch.tensor([4, 5, 6]), forest.last[[3, 0, 0]])
+    second = forest.add(torch.tensor([7, 8]), first[:2])
+    assert walker.states(torch.cat([second[:1], first[2:]])).tolist() == [[4], [7]]
+    (tree,) = model.trees
+    assert sorted(tree.token.tolist()) == sorted([*PROMPTS[3].tolist(), 4, 7, *PROMPTS[0].tolist(), 6])
+    assert walker.evaluations == 3
 
 
 def test_a_window_that_paths_reach_beyond_is_walked_plainly() -> None:
@@ -169,6 +265,15 @@ def test_a_table_and_a_uniform_reference_are_walked_too() -> None:
         assert walk(flat, forest, 9).states(node).shape == (2, 1)
 
 
+def test_a_forest_keeps_numbers_without_their_gradient() -> None:
+    forest = Growing([torch.tensor([3, 4])])
+    forest.put("value", torch.tensor([1]), torch.tensor([2.0], requires_grad=True) * 3)
+    assert not forest.column("value").requires_grad
+    assert forest.column("value").nan_to_num(nan=-1).tolist() == [-1, 6]
+    nodes = forest.add(torch.arange(9), torch.full((9,), 1))
+    assert forest.column("value")[nodes].isnan().all()
+
+
 def test_a_forest_knows_its_answers() -> None:
     forest = Growing(PROMPTS)
     first = forest.add(torch.tensor([3, 4]), forest.last[[2, 0]])
@@ -183,3 +288,5 @@ def test_a_forest_knows_its_answers() -> None:
     assert forest.tree().parent.tolist()[: len(PROMPTS[0])] == [-1, 0, 1, 2, 3, 4, 5]
     with pytest.raises(ValueError, match="at least one token"):
         Growing([torch.tensor([], dtype=torch.int64)])
+    with pytest.raises(ValueError, match="at least one token"):
+        Growing([torch.tensor([3]), torch.tensor([], dtype=torch.int64)])

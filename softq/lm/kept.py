@@ -25,11 +25,6 @@ class Kept:
         for number, group in enumerate(self.groups):
             self._group[group.prompts] = number
 
-    @property
-    def room(self) -> int:
-        """Slots behind each prompt, in the group that has most."""
-        return max(group.room for group in self.groups)
-
     def slot_of(self, nodes: Tensor) -> Tensor:
         """[n] slots; -1 where a node has none."""
         missing = len(self.forest) - len(self.slot)
@@ -84,7 +79,7 @@ class Group:
         row = self.row[self.forest.prompt[nodes]]
         count = torch.bincount(row, minlength=len(self.used))
         if int((self.used + count).max()) > self.room and alive is not None:
-            self._drop(alive, slots)
+            self._drop(torch.cat([alive, nodes]), slots)  # what a new node stands behind is alive
         if (needed := int((self.used + count).max())) > self.room:
             self._widen(2 * needed)
         within = _ranks(row)
@@ -92,7 +87,7 @@ class Group:
         slots[nodes] = slot
         self.used += count
         above = self.forest.parent[nodes]
-        parent = torch.where(above > self.forest.last[-1], slots[above], -1)
+        parent = slots[above]  # -1: the end of a prompt
         for n in _generations(above, nodes):
             inherited = self.sees[row[n], parent[n].clamp(min=0)] & (parent[n] >= 0)[:, None]
             self.sees[row[n], slot[n]] = inherited
@@ -143,7 +138,7 @@ class Group:
         row = self.row[self.forest.prompt[kept]]
         before, after = slots[kept], _ranks(row)
         self.used = torch.bincount(row, minlength=len(self.used))
-        most = max(1, int(self.used.max()))
+        most = int(self.used.max())
         moved = torch.zeros(len(self.used), most, dtype=torch.int64)
         moved[row, after] = before
         columns = self.sees.gather(2, moved[:, None].expand(-1, self.room, -1))
@@ -184,11 +179,9 @@ class Planting(NamedTuple):
 def _alike(sizes: Tensor) -> list[Tensor]:
     """Prompts in groups: those of one are at most a quarter, and a few tokens, longer than its shortest."""
     groups: list[list[int]] = []
-    least = 0
     for number in sizes.argsort(stable=True).tolist():
-        if not groups or int(sizes[number]) > 1.25 * least + SPARE:
+        if not groups or int(sizes[number]) > 1.25 * int(sizes[groups[-1][0]]) + SPARE:
             groups.append([])
-            least = int(sizes[number])
         groups[-1].append(number)
     return [torch.tensor(numbers) for numbers in groups]
 

@@ -87,19 +87,19 @@ class Again:
 class Cached:
     """The walk that keeps keys and values: of the prompts, and behind them of what is alive."""
 
-    def __init__(self, model: CausalLM, forest: Growing, off: bool = False) -> None:
+    def __init__(self, model: CausalLM, forest: Growing, off: bool) -> None:
         self.model, self.forest, self.off = model, forest, off
         self.evaluations = 0
         self.kept = Kept(forest, next(model.parameters()).device)
         self._alive: Tensor | None = None  # None: all
         roots = torch.arange(int(forest.last[-1]) + 1)
-        sight = Planting(self.kept, packed(forest.tree(), self.kept.device))
+        prompts = Tree(forest.token[roots], forest.parent[roots])
+        sight = Planting(self.kept, packed(prompts, self.kept.device))
         self._ends = self._run(roots, sight).index_select(0, forest.last.to(self.kept.device))
 
     def states(self, nodes: Tensor) -> Tensor:
         """[n] -> [n, H]."""
-        behind = nodes[nodes > self.forest.last[-1]]
-        fresh = self.forest.above(behind)
+        fresh = self.forest.above(nodes)
         fresh = fresh[self.kept.slot_of(fresh) < 0]
         place = torch.full((len(self.forest),), -1)
         place[self.forest.last] = torch.arange(len(self.forest.last))
