@@ -31,7 +31,7 @@ class Limits(NamedTuple):
 
     def ended(self, forest: Growing, parents: Tensor, tokens: Tensor) -> Tensor:
         """[n] bool: whether an answer ends with each of these tokens, said behind these nodes."""
-        found = torch.isin(tokens, torch.tensor(sorted(self.ends), dtype=torch.int64))
+        found = torch.isin(tokens, torch.tensor([*self.ends], dtype=torch.int64))
         if self.stopped is not None:
             said = zip(parents.tolist(), tokens.tolist(), strict=True)
             texts = [self.stopped([*forest.answer(node), token]) for node, token in said]

@@ -25,15 +25,14 @@ def law(logp: Tensor, score: Tensor, n: int) -> Tensor:
     logp: of drawing each, all that can be drawn. With classes c of equal score, F(c) = P(score ≤ c) and F_(c) = P(score < c):
     P_n(c) = F(c)^n - F_(c)^n, and within a class in proportion to the draw, since of ties the first drawn is kept.
     """
-    mass, total = _classes(logp, score)
-    return (n - 1) * total + _power(mass - total, n) + logp
+    part, total = _classes(logp, score)
+    return (n - 1) * total + _power(part, n) + logp
 
 
 def divergence(logp: Tensor, score: Tensor, n: int) -> float:
     """KL(best of n ‖ one draw) in nats, exactly: Σ_c P_n(c) log P_n(c)/p_c. It ends at -log p(best class), however large n is."""
     after = law(logp, score, n)
-    there = after > -torch.inf
-    return float((after[there].exp() * (after - logp)[there]).sum())
+    return float((after.exp() * (after - logp)).sum())
 
 
 def bound(n: int) -> float:
@@ -42,12 +41,12 @@ def bound(n: int) -> float:
 
 
 def _classes(logp: Tensor, score: Tensor) -> tuple[Tensor, Tensor]:
-    """log p_c and log F(c) of each answer's class, each [B]; the best class has F = 1, whatever was rounded."""
+    """log p_c/F(c) and log F(c) of each answer's class, each [B]: the lowest has p = F, the best F = 1, whatever was rounded."""
     _, of = score.unique(return_inverse=True)  # classes in ascending order
     most = logp.new_full((int(of.max()) + 1,), -torch.inf).scatter_reduce(0, of, logp, "amax")
     mass = torch.zeros_like(most).index_add(0, of, (logp - most[of]).exp()).log() + most
     total = mass.logcumsumexp(0)
-    return mass[of], (total - total[-1])[of]
+    return (mass - total)[of], (total - total[-1])[of]
 
 
 def _power(log_part: Tensor, n: int) -> Tensor:

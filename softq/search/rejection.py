@@ -17,7 +17,7 @@ def accepted(scores: Tensor, n: int, chance: Tensor, *, temperature: float = 1.0
     """
     left, kept = list(range(len(scores))), []
     for row in chance.tolist():
-        if not left or len(kept) >= n:
+        if len(kept) >= min(n, len(scores)):
             break
         top = max(float(scores[i]) for i in left)
         share = {i: torch.tensor((float(scores[i]) - top) / temperature).exp().item() for i in left}
@@ -28,7 +28,7 @@ def accepted(scores: Tensor, n: int, chance: Tensor, *, temperature: float = 1.0
 
 
 def rejected(
-    samples: Sequence[Sequence[Answer]], score: Score, chance: Tensor, *, n: int = 1, temperature: float = 1.0
+    samples: Sequence[Sequence[Answer]], score: Score, chance: Tensor, *, n: int, temperature: float
 ) -> list[list[Answer]]:
     """n of each prompt's samples, in the order in which they are accepted; `chance` [P, m, m]."""
     each = [answer for answers in samples for answer in answers]

@@ -35,7 +35,7 @@ def filtered(
         out |= mass.cumsum(-1) - mass >= top_p
     out |= ranked < ranked[..., :1] + torch.tensor(min_p).log()
     kept = ranked.masked_fill(out, -torch.inf)
-    return torch.full_like(logp, -torch.inf).scatter(-1, order, kept).log_softmax(-1)
+    return logp.scatter(-1, order, kept).log_softmax(-1)
 
 
 def sample(
@@ -99,7 +99,6 @@ def uniform(seed: int, number: int, shape: tuple[int, ...]) -> Tensor:
 
 
 def pick(logp: Tensor, chance: Tensor) -> Tensor:
-    """[n, V] log-probabilities, [n] numbers in [0, 1) -> [n] tokens: where the cumulated probability passes the number."""
+    """[n, V] log-probabilities, [n] numbers in [0, 1), float64 -> [n] tokens: where the cumulated mass passes the number."""
     mass = logp.exp().cumsum(-1)
-    token = torch.searchsorted(mass, (chance * mass[:, -1])[:, None], right=True)[:, 0]
-    return token.clamp(max=logp.shape[-1] - 1)
+    return torch.searchsorted(mass, (chance * mass[:, -1])[:, None], right=True)[:, 0]

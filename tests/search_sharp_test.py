@@ -1,0 +1,250 @@
+"""What the other tests of search left open: each was written for a mutant (bench/mutants.py) that survived them. By module."""
+
+import math
+from collections.abc import Mapping
+
+import pytest
+import torch
+from torch import Tensor
+
+from softq.lm.growing import Growing
+from softq.mdp.tabular import TabularLM, random_table, token_tree
+from softq.search import best_of as best
+from softq.search import rejection
+from softq.search.answer import Answer, Limits, answer
+from softq.search.beam import beam
+from softq.search.decoders import DECODERS
+from softq.search.heard import Heard
+from softq.search.sampling import filtered, pick, sample
+from softq.search.scoring import rewards, tokens_of
+from softq.search.voice import Likelihood, LogRatio, Speaker
+
+Path = tuple[int, ...]
+PROMPTS = [torch.tensor([0, 1]), torch.tensor([3])]
+TREE = token_tree([(0, 1), (3,)], 4, 3)
+
+
+def table(seed: int) -> TabularLM:
+    return TabularLM(TREE, random_table(TREE, seed, 1.5))
+
+
+def speakers(*models: TabularLM, prompts: list[Tensor] = PROMPTS) -> list[Speaker]:
+    forest = Growing(prompts)
+    return [Speaker(model, forest, 9) for model in models]
+
+
+def tensor(*values: float) -> Tensor:
+    return torch.tensor(values, dtype=torch.float64)
+
+
+# --- beam ---
+
+
+def written_down(gain: Mapping[Path, list[float]], ends: set[int], width: int, tokens: int) -> list[tuple[Path, float]]:
+    """A beam search once more: what each next token adds, by what was said -> the `width` best answers, best first.
+
+    Candidates that end count if they are among the best `width` of all; the best `width` of the others go on.
+    """
+    live, done = {(): 0.0}, []
+    for _ in range(tokens):
+        every = {(*path, a): value + more for path, value in live.items() for a, more in enumerate(gain[path])}
+        best_first = sorted(every.items(), key=lambda each: -each[1])
+        done += [(path, value) for path, value in best_first[:width] if path[-1] in ends]
+        live = dict([each for each in best_first if each[0][-1] not in ends][:width])
+    return sorted(done + list(live.items()), key=lambda each: -each[1])[:width]
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("width", [1, 2, 3])
+@pytest.mark.parametrize("ends", [{2}, {1, 2, 3}])
+def test_a_beam_finds_what_one_that_was_written_down_finds(ends: set[int], width: int, seed: int) -> None:
+    models = table(seed), table(seed + 10)
+    policy, reference = speakers(*models)
+    found = beam(LogRatio(policy, reference, 1e-9), Limits(3, frozenset(ends)), width=width, n=width)
+    ratio = models[0].table.detach().log_softmax(-1) - models[1].table.detach().log_softmax(-1)
+    for ids, answers in zip(PROMPTS, found, strict=True):
+        gain = {state[len(ids) :]: ratio[row].tolist() for state, row in models[0].rows.items() if state[0] == ids[0]}
+        expected = written_down(gain, ends, width, 3)
+        assert [each.tokens for each in answers] == [path for path, _ in expected]
+        assert [each.score for each in answers] == pytest.approx([value for _, value in expected])
+
+
+def branching(end: float, other: float, then: int) -> TabularLM:
+    """After the prompt, token 2 ends an answer at `end` nats and token 0 goes on at `other`: behind it `then` is sure, and so on.
+
+    Behind the other two tokens, which share what is left, nothing is sure.
+    """
+    logits = torch.zeros(len(TREE.prefixes), 4, dtype=torch.float64)
+    for row, state in enumerate(TREE.prefixes):
+        if state[:2] == (3, 0):
+            logits[row, then] = 60.0
+    left = math.log((1 - math.exp(end) - math.exp(other)) / 2)
+    logits[TREE.prefixes.index((3,))] = tensor(other, left, end, left)
+    return TabularLM(TREE, logits)
+
+
+@pytest.mark.parametrize(
+    ("end", "other", "then", "penalty", "asked", "score"),
+    [
+        (-1.0, -1.8, 0, 0.7, True, -1.8 / 3**0.7),  # -1.8 / 2^0.7 is below -1: it is better at a length of 3 alone
+        (-1.0, -0.5, 2, -0.7, True, -0.5 * 2**0.7),  # -0.5 · 3^0.7 is below -1
+        (-1.0, -0.7, 2, -0.7, False, -1.0),  # and so is -0.7 · 2^0.7: nothing that is longer can be better
+        (-1.0, -1.0, 0, 0.0, False, -1.0),  # as good is not better
+    ],
+)
+def test_a_search_stops_when_no_length_can_make_it_better(
+    end: float, other: float, then: int, penalty: float, asked: bool, score: float
+) -> None:
+    (voice,) = speakers(branching(end, other, then), prompts=[torch.tensor([3])])
+    ((found,),) = beam(Likelihood(voice), Limits(3, frozenset([2])), width=3, length_penalty=penalty)
+    assert found.score == pytest.approx(score)
+    assert (voice.evaluations > 0) == asked
+
+
+def test_no_answers_are_refused() -> None:
+    with pytest.raises(ValueError, match="n = 0 answers of 3 beams"):
+        beam(Likelihood(speakers(table(0))[0]), Limits(3), width=3, n=0)
+
+
+def test_a_beam_sees_past_all_that_end() -> None:
+    logits = tensor(0.0, 3.0, 2.0, 1.0).repeat(len(TREE.prefixes), 1)
+    policy, flat = speakers(TabularLM(TREE, logits), TabularLM(TREE, 0 * logits))
+    ((first, *_), _) = beam(LogRatio(policy, flat, 1e-9), Limits(1, frozenset([1, 2, 3])), width=1)
+    assert first.tokens == (1,)
+    ratio = beam(LogRatio(policy, flat, 1e-9), Limits(1, frozenset([1, 2, 3])), width=4, n=4)
+    assert [[each.tokens for each in answers] for answers in ratio] == [[(1,), (2,), (3,), (0,)]] * 2
+
+
+# --- best of n, rejection ---
+
+
+def test_the_law_of_best_of_n_is_no_number_short() -> None:
+    """A class that holds all that is not better: what is rounded must not make its share more than one."""
+    score = tensor(0.0, 1.0, 1.0, 3.0, 2.0, 2.0)
+    for seed in range(40):
+        generator = torch.Generator().manual_seed(seed)
+        logp = torch.randn(6, generator=generator, dtype=torch.float64).log_softmax(-1)
+        lowest = 4 * logp[0]  # all four draws are the worst answer
+        assert best.law(logp, score, 4)[0].item() == pytest.approx(lowest.item(), abs=1e-12)
+        assert best.law(logp, score, 4).exp().sum().item() == pytest.approx(1, abs=1e-12)
+
+
+def test_answers_too_rare_for_a_number_have_a_law() -> None:
+    logp, score = tensor(-900.0, -0.0, -800.0), tensor(2.0, 1.0, 0.0)
+    expected = [math.log(3) - 900.0, 0.0, 3 * -800.0]  # drawn once of three, all but surely, thrice
+    torch.testing.assert_close(best.law(logp, score, 3), tensor(*expected))
+
+
+def test_the_best_class_is_sure_of_so_many_that_rounding_would_show() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logp = torch.randn(3000, generator=generator).log_softmax(-1)
+    score = torch.arange(3000) // 300
+    assert (logp.double().logsumexp(-1).abs() * 2**30).item() > 1, "of float32 the sum is 1 but for a rounding"
+    assert best.law(logp, score, 2**30).logsumexp(-1).item() == pytest.approx(0, abs=1e-4)
+    assert best.divergence(logp, score, 2**30) == pytest.approx(-logp[2700:].logsumexp(-1).item(), abs=1e-4)
+
+
+def test_a_pool_that_is_accepted_whole_is_all_there_is() -> None:
+    chance = torch.zeros(4, 4, dtype=torch.float64)
+    assert rejection.accepted(tensor(1.0, 0.0, 0.5, 1.0), 9, chance) == [0, 1, 2, 3]
+    assert rejection.accepted(tensor(), 2, chance) == []
+
+
+def test_rounds_of_rejection_fill_up_to_n_and_no_further() -> None:
+    chance = torch.tensor([[0.9, 0.9, 0.5, 0.9], [0.0] * 4, [0.0] * 4, [0.0] * 4])
+    assert rejection.accepted(tensor(0.0, 0.0, 1.0, 0.0), 3, chance) == [2, 0, 1]
+
+
+def test_what_has_no_chance_is_not_accepted() -> None:
+    scores = tensor(-2000.0, 0.0)  # e^-2000 is 0
+    assert rejection.accepted(scores, 2, torch.zeros(1, 2)) == [1]
+
+
+# --- sampling ---
+
+
+def test_what_nothing_is_left_out_of_is_the_softmax_to_the_last_bit() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(50, 40, generator=generator, dtype=torch.float64)
+    assert torch.equal(filtered(logits), logits.log_softmax(-1))
+    assert torch.equal(filtered(logits, temperature=0.7), (logits / 0.7).log_softmax(-1))
+
+
+def test_of_tokens_that_tie_the_first_are_kept() -> None:
+    kept = filtered(torch.zeros(1, 40), top_k=3)
+    assert (kept > -torch.inf).nonzero()[:, 1].tolist() == [0, 1, 2]
+    torch.testing.assert_close(kept[:, :3].exp(), torch.full((1, 3), 1 / 3, dtype=torch.float64))
+
+
+def test_a_filter_at_its_very_bound() -> None:
+    for given, kept in (
+        ({"top_p": 0.5}, [True, False]),  # the first has half of the mass: no more is needed
+        ({"min_p": 1.0}, [True, True]),  # the second is as likely as the likeliest
+        ({"top_p": 1.0, "top_k": 2}, [True, True]),
+    ):
+        assert (filtered(torch.zeros(1, 2), **given) > -torch.inf).tolist() == [kept], given
+    rare = filtered(tensor(0.0, -60.0, -99.0)[None], top_p=1.0, top_k=2)
+    assert rare[0].tolist() == pytest.approx([0.0, -60.0, -math.inf]), "all of the mass is the rarest token's too"
+
+
+def test_a_number_on_a_border_picks_what_begins_there() -> None:
+    half = torch.zeros(1, 2, dtype=torch.float64).log_softmax(-1)
+    assert pick(half.repeat(3, 1), tensor(0.0, 0.4999, 0.5)).tolist() == [0, 0, 1]
+    assert pick(tensor(-math.inf, 0.0)[None], tensor(0.0)).tolist() == [1], "what is impossible is never picked"
+    short = tensor(0.25, 0.5, 0.2499).log()[None]  # what is rounded away is missed nowhere
+    assert pick(short, tensor(0.99999)).tolist() == [2]
+    greatest = tensor(1 - 2**-53)
+    for seed in range(50):
+        logp = random_table(TREE, seed, 3.0)[:1].log_softmax(-1)
+        assert pick(torch.cat([logp, torch.full((1, 3), -math.inf)], -1), greatest).item() == 3
+
+
+def test_samples_are_those_of_seed_0_unless_told() -> None:
+    drawn = [sample(speakers(table(0))[0], Limits(3), n=6, **given) for given in ({}, {"seed": 0}, {"seed": 1})]
+    assert drawn[0] == drawn[1] != drawn[2]
+
+
+# --- answers, scoring, what a decoder hears ---
+
+
+def test_any_of_several_tokens_ends_an_answer() -> None:
+    forest = Growing(PROMPTS)
+    tokens = torch.tensor([0, 1, 2, 3])
+    ended = Limits(3, frozenset([3, 1])).ended(forest, forest.last[:1].expand(4), tokens)
+    assert ended.tolist() == [False, True, False, True]
+
+
+def said(on: Heard) -> list[Answer]:
+    """Two answers to the first prompt that begin alike, of three nodes together, and one of one to the other."""
+    start = on.forest.add(torch.tensor([0, 1]), on.forest.last)
+    ends = on.forest.add(torch.tensor([1, 2]), start[[0, 0]])
+    on.forest.put("logp", torch.cat([start, ends]), torch.zeros(4))
+    return [answer(on.forest, node, False) for node in (*ends.tolist(), int(start[1]))]
+
+
+def test_scoring_whole_counts_every_node_once_for_each_model() -> None:
+    on = Heard({"policy": table(0), "ref": table(1), "reward": table(2)}, PROMPTS, Limits(3))
+    answers = said(on)
+    logp, ref_logp = on.logps(answers)
+    assert on.evaluations == 2 * 4
+    told = on.rewards(answers)
+    assert on.evaluations == 2 * 4 + 4
+    policy, ref, reward = (on.models[name].table.detach() for name in ("policy", "ref", "reward"))  # pyright: ignore
+    states = [(3,), (0, 1), (0, 1, 0)]
+    (b, a, c) = (TREE.prefixes.index(state) for state in states)
+    for found, of in ((logp, policy.log_softmax(-1)), (ref_logp, ref.log_softmax(-1))):
+        torch.testing.assert_close(found, torch.stack([of[a, 0] + of[c, 1], of[a, 0] + of[c, 2], of[b, 1]]))
+    torch.testing.assert_close(told, torch.stack([reward[c, 1], reward[c, 2], reward[b, 1]]))
+
+
+def test_what_is_heard_has_a_seed_and_a_longest_path() -> None:
+    on = Heard({"policy": table(0)}, PROMPTS, Limits(3))
+    assert (on.seed, on.longest) == (0, 2 + 3)
+    with pytest.raises(ValueError, match="needs a reference: give --reference MODEL"):
+        DECODERS["best_of_n"](on, samples=2)
+
+
+def test_rewards_have_no_gradient() -> None:
+    told = rewards(table(0), tokens_of(PROMPTS, [Answer(0, 5, (1, 2), False, 0.0, 0.0)]))
+    assert not told.requires_grad
+    assert told.item() == pytest.approx(float(table(0).table.detach()[TREE.prefixes.index((0, 1, 1)), 2]))
