@@ -33,7 +33,7 @@ ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "false",
 }
 
-WALKED = ("walk search", "search_model search_laws guided mcts")
+WALKED = ("walk search_sharp search", "search_model search_laws guided mcts")
 TESTS = {
     "softq/mdp/": (
         "soft tabular divergence chance errata golden unified fixed_points sharp contract token_level distillation",
@@ -45,7 +45,7 @@ TESTS = {
     ),
     "softq/masked.py": ("tabular soft contract golden sharp score", "loop plan measure examples"),
     "softq/lm/score.py": ("score sharp contract golden", "forest loop plan layouts examples"),
-    "softq/search/": ("search search_laws guided mcts", "search_model walk"),
+    "softq/search/": ("search_sharp search search_laws guided mcts", "search_model walk"),
     "softq/lm/walk.py": WALKED,
     "softq/lm/kept.py": WALKED,
     "softq/lm/growing.py": WALKED,
