@@ -118,17 +118,6 @@ def test_a_beam_sees_past_all_that_end() -> None:
 # --- best of n, rejection ---
 
 
-def test_the_law_of_best_of_n_is_no_number_short() -> None:
-    """A class that holds all that is not better: what is rounded must not make its share more than one."""
-    score = tensor(0.0, 1.0, 1.0, 3.0, 2.0, 2.0)
-    for seed in range(40):
-        generator = torch.Generator().manual_seed(seed)
-        logp = torch.randn(6, generator=generator, dtype=torch.float64).log_softmax(-1)
-        lowest = 4 * logp[0]  # all four draws are the worst answer
-        assert best.law(logp, score, 4)[0].item() == pytest.approx(lowest.item(), abs=1e-12)
-        assert best.law(logp, score, 4).exp().sum().item() == pytest.approx(1, abs=1e-12)
-
-
 def test_answers_too_rare_for_a_number_have_a_law() -> None:
     logp, score = tensor(-900.0, -0.0, -800.0), tensor(2.0, 1.0, 0.0)
     expected = [math.log(3) - 900.0, 0.0, 3 * -800.0]  # drawn once of three, all but surely, thrice

@@ -51,6 +51,6 @@ def _classes(logp: Tensor, score: Tensor) -> tuple[Tensor, Tensor]:
 
 def _power(log_part: Tensor, n: int) -> Tensor:
     """log (1 - (1-r)^n)/r of r = e^log_part in (0, 1]. It goes to log n as r goes to 0, and r may be too small for a number."""
-    part = log_part.exp().clamp(max=1.0)  # the lowest class's was rounded, too
+    part = log_part.exp()
     whole = torch.log(-torch.expm1(n * torch.log1p(-part))) - log_part
     return torch.where(n * part < 1e-12, math.log(n), whole)
