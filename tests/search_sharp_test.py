@@ -86,7 +86,7 @@ def branching(end: float, other: float, then: int) -> TabularLM:
 @pytest.mark.parametrize(
     ("end", "other", "then", "penalty", "asked", "score"),
     [
-        (-1.0, -1.8, 0, 0.7, True, -1.8 / 3**0.7),  # -1.8 / 2^0.7 is below -1: it is better at a length of 3 alone
+        (-0.9, -1.55, 0, 0.7, True, -1.55 / 3**0.7),  # -1.55 / 2^0.7 is below -0.9: better at a length of 3 alone
         (-1.0, -0.5, 2, -0.7, True, -0.5 * 2**0.7),  # -0.5 · 3^0.7 is below -1
         (-1.0, -0.7, 2, -0.7, False, -1.0),  # and so is -0.7 · 2^0.7: nothing that is longer can be better
         (-1.0, -1.0, 0, 0.0, False, -1.0),  # as good is not better
@@ -99,6 +99,16 @@ def test_a_search_stops_when_no_length_can_make_it_better(
     ((found,),) = beam(Likelihood(voice), Limits(3, frozenset([2])), width=3, length_penalty=penalty)
     assert found.score == pytest.approx(score)
     assert (voice.evaluations > 0) == asked
+
+
+def test_an_answer_counts_if_it_is_among_the_best_when_it_ends() -> None:
+    logits = torch.zeros(len(TREE.prefixes), 4, dtype=torch.float64)
+    logits[:2] = tensor(0.5, 0.05, 0.4, 0.05).log()
+    for (found,) in beam(Likelihood(speakers(TabularLM(TREE, logits))[0]), Limits(2, frozenset([2])), width=1):
+        assert found.tokens[0] == 0
+        assert found.score == pytest.approx(math.log(0.5 * 0.25)), (
+            "less than the 0.4 of what ended, and was second then"
+        )
 
 
 def test_no_answers_are_refused() -> None:
