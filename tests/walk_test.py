@@ -283,6 +283,10 @@ def test_a_forest_knows_its_answers() -> None:
     assert forest.depth[second].tolist() == [41]
     assert forest.prompt[torch.cat([first, second])].tolist() == [2, 0, 2]
     assert forest.above(second).tolist() == [int(first[0]), int(second)]
+    third = forest.add(torch.tensor([7, 8]), torch.cat([second, first[1:]]))
+    known = torch.zeros(len(forest), dtype=torch.bool)
+    known[first[0]] = True
+    assert forest.above(third, known).tolist() == [int(first[1]), int(second), *third.tolist()]
     assert forest.column("logp")[second].tolist() == [-0.5]
     assert forest.column("logp").isnan().sum() == len(forest) - 1
     assert forest.tree().parent.tolist()[: len(PROMPTS[0])] == [-1, 0, 1, 2, 3, 4, 5]

@@ -96,15 +96,20 @@ class Growing:
             node = int(self.parent[node])
         return nodes[::-1]
 
-    def above(self, nodes: Tensor) -> Tensor:
-        """These nodes and all their ancestors behind the prompts, each once, in order."""
-        planted, found = int(self.last[-1]), torch.zeros(self._size, dtype=torch.bool)
+    def above(self, nodes: Tensor, known: Tensor | None = None) -> Tensor:
+        """These nodes and all their ancestors behind the prompts, each once, in order.
+
+        Without those that are `known` [N] bool: with a node, all its ancestors are.
+        """
+        planted = int(self.last[-1])
+        known = torch.zeros(self._size, dtype=torch.bool) if known is None else known
+        found = known.clone()
         while len(nodes):
             nodes = nodes[nodes > planted]
             nodes = nodes[~found[nodes]]
             found[nodes] = True
             nodes = self.parent[nodes]
-        return found.nonzero()[:, 0]
+        return (found & ~known).nonzero()[:, 0]
 
     def tree(self) -> Tree:
         """All of it."""

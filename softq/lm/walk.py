@@ -99,8 +99,7 @@ class Cached:
 
     def states(self, nodes: Tensor) -> Tensor:
         """[n] -> [n, H]."""
-        fresh = self.forest.above(nodes)
-        fresh = fresh[self.kept.slot_of(fresh) < 0]
+        fresh = self.forest.above(nodes, self.kept.slot_of(torch.arange(len(self.forest))) >= 0)
         place = torch.full((len(self.forest),), -1)
         place[self.forest.last] = torch.arange(len(self.forest.last))
         place[fresh] = len(self.forest.last) + torch.arange(len(fresh))
