@@ -1,6 +1,7 @@
 """Tree search on tables: every node's numbers against a search written down once more, and exact values of what it finds."""
 
 import math
+from functools import partial
 from typing import Any
 
 import pytest
@@ -15,9 +16,10 @@ from softq.lm.score import Models, score
 from softq.mdp.readouts import REF_LOGP
 from softq.mdp.tabular import Prefix, TabularLM, along, every_trajectory, random_table, token_tree
 from softq.search.answer import Answer, Limits
+from softq.search.backups import BACKUPS, Edges
 from softq.search.decoders import DECODERS
 from softq.search.heard import Heard
-from softq.search.mcts import BACKUPS, Edges, Rules, Search, back_up, play, select, tree_search
+from softq.search.mcts import Rules, Search, play, simulate, tree_search
 from softq.search.sampling import uniform
 from softq.search.scoring import tokens_of
 from softq.search.voice import Speaker
@@ -33,6 +35,10 @@ REWARD = BETA * (LOGP - REF_LOGPS)
 RAGGED = LOGP.masked_fill((torch.arange(len(TREE.prefixes))[:, None] + torch.arange(4)) % 5 == 0, -torch.inf)
 RAGGED[0, 1] = -torch.inf
 RAGGED = RAGGED.log_softmax(-1)  # of the two first states one has two tokens, the other all
+
+
+whole = partial(Rules, plausible=0.0)
+"""Every possible token is plausible."""
 
 
 def speakers(policy: Tensor = LOGP, reference: Tensor = REF_LOGPS) -> list[Speaker]:
@@ -53,7 +59,7 @@ def grown(rules: Rules, policy: Tensor = LOGP) -> tuple[Search, Growing]:
     roots = search.forest.last
     search.forest.put("visits", roots, torch.zeros(2))
     for _ in range(rules.simulations):
-        back_up(search, search.expand(select(search, roots)), roots)
+        simulate(search, roots)
     return search, search.forest
 
 
@@ -86,13 +92,17 @@ class Node:
     def possible(self, rules: Rules) -> list[int]:
         return [token for token in range(4) if self.numbers(token, rules)[0] > -math.inf]
 
+    def plausible(self, rules: Rules) -> list[int]:
+        logp = {token: self.numbers(token, rules)[0] for token in self.possible(rules)}
+        return [token for token in logp if math.exp(logp[token] - max(logp.values())) >= rules.plausible]
+
     def simulate(self, rules: Rules, critic: Any) -> float:
         """One simulation below; what the state is worth then."""
         if self.over:
             return 0.0
         if not self.kids:
             said = [self.numbers(token, rules)[rules.prior == "ref"] for token in range(4)]
-            best = sorted(self.possible(rules), key=lambda token: -said[token])[: rules.top_k or 4]
+            best = sorted(self.plausible(rules), key=lambda token: -said[token])[: rules.top_k or 4]
             mass = sum(math.exp(said[token]) for token in best)
             self.prior = {token: math.exp(said[token]) / mass for token in best}
             self.kids = {token: Node((*self.state, token), self.said + 1, self.policy) for token in best}
@@ -168,25 +178,49 @@ def made_up(state: Prefix) -> float:
 @pytest.mark.parametrize("leaf", ["implicit", "critic"])
 @pytest.mark.parametrize("backup", ["mean", "max", "soft"])
 @pytest.mark.parametrize(
-    ("selection", "prior", "top_k", "policy"),
-    [("puct", "policy", 0, LOGP), ("puct", "ref", 3, RAGGED), ("ucb", "policy", 2, LOGP), ("ucb", "ref", 0, RAGGED)],
+    ("selection", "prior", "top_k", "plausible", "policy"),
+    [
+        ("puct", "policy", 0, 0.0, LOGP),
+        ("puct", "ref", 3, 0.0, RAGGED),
+        ("ucb", "policy", 2, 0.0, LOGP),
+        ("ucb", "ref", 0, 0.0, RAGGED),
+        ("ucb", "ref", 3, 0.3, LOGP),
+    ],
 )
 def test_every_number_is_that_of_a_search_written_down_once_more(
-    selection: Any, prior: Any, top_k: int, policy: Tensor, backup: Any, leaf: str
+    selection: Any, prior: Any, top_k: int, plausible: float, policy: Tensor, backup: Any, leaf: str
 ) -> None:
-    rules = Rules(23, top_k, 8.0, selection, backup, prior, "implicit" if leaf == "implicit" else knowing, beta=BETA)
+    """Before the first action, and, with what is below it kept, before every other."""
+    judge = (lambda state: 0.0) if leaf == "implicit" else made_up
+    critic = "implicit" if leaf == "implicit" else knowing
+    rules = Rules(23, top_k, 8.0, selection, backup, prior, critic, plausible=plausible, beta=BETA)
     search, forest = grown(rules, policy)
-    played, counted = play(search, forest.last), 0
-    for prompt, ids in enumerate(PROMPTS):
-        root = Node(tuple(ids.tolist()), 0, policy)
-        worth = [root.simulate(rules, (lambda state: 0.0) if leaf == "implicit" else made_up) for _ in range(23)][-1]
-        last = int(forest.last[prompt])
-        assert forest.column("visits")[last] == 23, "the first simulation expands the root"
-        assert forest.column("value")[last] == pytest.approx(worth, abs=1e-12)
-        counted += same(forest, last, root)
-        assert sum(root.n.values()) == 22
-        assert int(forest.token[played[prompt]]) == root.choice(rules)
-    assert counted == len(forest) - 1 > 14, "the two prompts' last nodes, and all behind them"
+    at = {prompt: Node(tuple(ids.tolist()), 0, policy) for prompt, ids in enumerate(PROMPTS)}
+    roots, counted, played = forest.last, 0, 0
+    while len(roots):
+        for root in roots.tolist():
+            node = at[int(forest.prompt[root])]
+            before = sum(node.n.values()) if node.kids else -1
+            worth = [node.simulate(rules, judge) for _ in range(23)][-1]
+            paid = float(forest.column("reward")[root].nan_to_num())
+            assert forest.column("value")[root] == pytest.approx(paid + worth, abs=1e-12)
+            assert sum(node.n.values()) == before + 23, "the first simulation expands the root"
+            assert forest.column("visits")[root] == 23 if not played else forest.column("visits")[root] > 23
+            counted += same(forest, root, node) if not played else 0
+            assert played == 0 or same(forest, root, node)
+        if not played:
+            assert counted == len(forest) - 1 > 10, "the two prompts' last nodes, and all behind them"
+        roots, played = play(search, roots), played + 1
+        for root in roots.tolist():
+            prompt = int(forest.prompt[root])
+            choice = at[prompt].choice(rules)
+            assert int(forest.token[root]) == choice
+            at[prompt] = at[prompt].kids[choice]
+        roots = roots[~search.over(roots)]
+        search.narrow(roots)
+        for _ in range(23 if len(roots) else 0):
+            simulate(search, roots)
+    assert played > 1
 
 
 def test_the_first_simulations_by_hand() -> None:
@@ -195,7 +229,7 @@ def test_the_first_simulations_by_hand() -> None:
     forest = Growing([torch.tensor([0])])
     tables = (torch.tensor([[share, 1 - share]], dtype=torch.float64).log() for share in (0.75, 0.5))
     policy, reference = (Speaker(TabularLM(tree, table), forest, 2) for table in tables)
-    ((answer,),) = tree_search(policy, reference, Limits(1), Rules(4, exploration=9.0, backup="mean", beta=2.0))
+    ((answer,),) = tree_search(policy, reference, Limits(1), whole(4, exploration=9.0, backup="mean", beta=2.0))
     # PUCT, with ΣN = 0, 1, 2 (√ of at least 1): the second token has Q/β = -0.69 and bonuses 9 · 1/4 · (1, 1, √2)
     # the first 0.41 + 9 · 3/4 · (1, 1/2, √2/3): first, first again (3.78 > 1.56), first (3.59 > 2.49)
     q = [2 * math.log(1.5), 2 * math.log(0.5)]
@@ -218,7 +252,7 @@ def test_the_most_tried_action_is_played_whatever_its_value() -> None:
 
 
 def test_of_actions_tried_alike_the_better_is_played() -> None:
-    search, forest = grown(Rules(40, 0, 1e9, "ucb", "mean", beta=BETA), RAGGED)
+    search, forest = grown(whole(40, 0, 1e9, "ucb", "mean", beta=BETA), RAGGED)
     played = play(search, forest.last)
     for prompt in range(2):
         first, count = (int(forest.column(name)[forest.last[prompt]]) for name in ("first", "children"))
@@ -232,7 +266,7 @@ def test_of_actions_tried_alike_the_better_is_played() -> None:
 def test_a_soft_search_gives_the_policy_back(top_k: int) -> None:
     """Its root is worth 0 after any number of simulations, of any policy; it plays what is likeliest, and is greedy."""
     for simulations in (1, 2, 17):
-        rules = Rules(simulations, top_k, backup="soft", beta=BETA)
+        rules = whole(simulations, top_k, backup="soft", beta=BETA)
         _, forest = grown(rules)
         assert forest.column("value")[forest.last].tolist() == pytest.approx([0, 0], abs=1e-12)
         found, _ = searched(rules)
@@ -245,21 +279,21 @@ def test_a_soft_search_gives_the_policy_back(top_k: int) -> None:
 
 @pytest.mark.parametrize("selection", ["puct", "ucb"])
 def test_a_hard_search_finds_the_highest_implicit_reward(selection: Any) -> None:
-    found, forest = searched(Rules(60, 0, 20.0, selection, beta=BETA))
+    found, forest = searched(whole(60, 0, 20.0, selection, beta=BETA))
     for prompt, answer in enumerate(found):
         assert answer.tokens == highest(REWARD, prompt)
         assert answer.score == pytest.approx(sums(REWARD, prompt)[answer.tokens])
         assert answer.logp == pytest.approx(sums(LOGP, prompt)[answer.tokens])
         assert answer.ended == (answer.tokens[-1] == 3)
         assert forest.column("value")[forest.last[prompt]] == pytest.approx(answer.score)
-    by_mean, below = searched(Rules(60, 0, 20.0, selection, "mean", beta=BETA))
+    by_mean, below = searched(whole(60, 0, 20.0, selection, "mean", beta=BETA))
     assert all(below.column("value")[below.last] < forest.column("value")[forest.last] - 0.1)
     assert all(mean.score <= best.score + 1e-12 for mean, best in zip(by_mean, found, strict=True))
 
 
 def test_without_a_reference_the_likeliest_answer_is_looked_for() -> None:
     policy, _ = speakers()
-    found = tree_search(policy, None, LIMITS, Rules(60, 0, 20.0, beta=BETA))
+    found = tree_search(policy, None, LIMITS, whole(60, 0, 20.0, beta=BETA))
     for prompt, (answer,) in enumerate(found):
         assert answer.tokens == highest(LOGP, prompt)
         assert answer.score == pytest.approx(BETA * answer.logp)
@@ -268,13 +302,13 @@ def test_without_a_reference_the_likeliest_answer_is_looked_for() -> None:
 
 def test_beta_scales_values_and_changes_no_choice() -> None:
     for leaf in ("implicit", "rollout"):
-        (small, one), (large, other) = (searched(Rules(12, 3, 1.0, leaf=leaf, beta=beta)) for beta in (0.1, 5.0))
+        (small, one), (large, other) = (searched(whole(12, 3, 1.0, leaf=leaf, beta=beta)) for beta in (0.1, 5.0))
         assert [answer.tokens for answer in small] == [answer.tokens for answer in large]
         torch.testing.assert_close(50 * one.column("value"), other.column("value"), equal_nan=True)
 
 
 def test_what_was_found_out_below_an_action_stays() -> None:
-    rules = Rules(14, 0, 3.0, beta=BETA)
+    rules = whole(14, 0, 3.0, beta=BETA)
     search, forest = grown(rules)
     before = forest.column("visits").clone()
     roots = play(search, forest.last)
@@ -288,7 +322,7 @@ def test_what_was_found_out_below_an_action_stays() -> None:
     assert search.open.tolist() == [node for node in both.tolist() if forest.prompt[node] == 1]
     search.open = both
     for _ in range(5):
-        back_up(search, search.expand(select(search, roots)), roots)
+        simulate(search, roots)
     after = forest.column("visits")
     assert (after[roots] == before[roots] + 5).all()
     others = torch.tensor([n for n in range(len(before)) if n not in below])  # below: the roots too
@@ -298,7 +332,7 @@ def test_what_was_found_out_below_an_action_stays() -> None:
 def test_an_end_pays_every_time_that_it_is_visited() -> None:
     table = torch.zeros_like(LOGP)
     table[:, 3] = 4.0  # the end has the highest ratio by far
-    found, forest = searched(Rules(11, 0, 0.1, backup="mean", beta=BETA), table.log_softmax(-1))
+    found, forest = searched(whole(11, 0, 0.1, backup="mean", beta=BETA), table.log_softmax(-1))
     reward = BETA * (table.log_softmax(-1) - REF_LOGPS)
     for prompt, answer in enumerate(found):
         pays = float(reward[ROWS[tuple(PROMPTS[prompt].tolist())], 3])
@@ -325,14 +359,14 @@ def test_a_critic_that_knows_needs_fewer_simulations(seed: int) -> None:
 
     best = [highest(reward, prompt) for prompt in range(2)]
     knowing, blind = (
-        searched(Rules(5, 0, 1.0, "ucb", leaf=leaf, beta=BETA), *tables)[0] for leaf in (follows, "implicit")
+        searched(whole(5, 0, 1.0, "ucb", leaf=leaf, beta=BETA), *tables)[0] for leaf in (follows, "implicit")
     )
     assert [answer.tokens for answer in knowing] == best
     assert [answer.tokens for answer in blind] != best
 
 
 def test_rollouts_are_drawn_ends_and_their_rewards() -> None:
-    search, forest = grown(Rules(1, 0, backup="mean", leaf="rollout", beta=BETA, seed=5))
+    search, forest = grown(whole(1, 0, backup="mean", leaf="rollout", beta=BETA, seed=5))
     for prompt in range(2):
         last = int(forest.last[prompt])
         first = int(forest.column("first")[last])
@@ -359,25 +393,25 @@ def test_every_rollout_has_chances_of_its_own(monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr("softq.search.mcts.uniform", told)
     for seed in (0, 3):
-        search = Search(*speakers(), LIMITS, Rules(leaf="rollout", seed=seed), torch.tensor([5, 8]))
-        search.expand(search.forest.last)
+        search = Search(*speakers(), LIMITS, whole(leaf="rollout", seed=seed), torch.tensor([5, 8]))
+        search.expand([[node] for node in search.forest.last.tolist()])
         behind = [node for node in search.open.tolist() if node > search.forest.last[-1]]
-        search.expand(torch.tensor([behind[0], behind[-1]]))
+        search.expand([[behind[0]], [behind[-1]]])
     assert asked == [(seed * 2**32 + k, number, (3,)) for seed in (0, 3) for k in (1, 2) for number in (5, 8)]
-    assert Rules().seed == 0
+    assert whole().seed == 0
 
 
 def test_rollouts_follow_the_policy_and_depend_on_nothing_else() -> None:
     """The mean of the first leaf value is KL(π‖π_ref) of whole answers, and a neighbour changes nothing."""
     guesses = torch.stack(
-        [(f := grown(Rules(1, leaf="rollout", seed=s))[1]).column("guess")[f.last] for s in range(150)]
+        [(f := grown(whole(1, leaf="rollout", seed=s))[1]).column("guess")[f.last] for s in range(150)]
     )
     for prompt in range(2):
         logp, ratio = sums(LOGP, prompt), sums(LOGP - REF_LOGPS, prompt)
         mean = sum(math.exp(logp[y]) * ratio[y] for y in logp)
         spread = math.sqrt(sum(math.exp(logp[y]) * (ratio[y] - mean) ** 2 for y in logp) / 150)
         assert abs(float(guesses[:, prompt].mean()) - mean) < 3 * spread
-    rules = Rules(8, 3, backup="mean", leaf="rollout", seed=5)
+    rules = whole(8, 3, backup="mean", leaf="rollout", seed=5)
     both, forest = searched(rules)
     assert searched(rules)[1].column("value").nan_to_num().tolist() == forest.column("value").nan_to_num().tolist()
     alone = Growing(PROMPTS[1:])
@@ -390,8 +424,8 @@ def test_rollouts_follow_the_policy_and_depend_on_nothing_else() -> None:
 
 def test_a_chunk_is_one_action() -> None:
     """As long as answers are, a chunk is a first token and the likeliest end."""
-    found, forest = searched(Rules(12, 0, 50.0, "ucb", chunk=3, beta=BETA))
-    _, of_mean = grown(Rules(12, 0, 50.0, "ucb", "mean", chunk=3, beta=BETA))
+    found, forest = searched(whole(12, 0, 50.0, "ucb", chunk=3, beta=BETA))
+    _, of_mean = grown(whole(12, 0, 50.0, "ucb", "mean", chunk=3, beta=BETA))
     for prompt, answer in enumerate(found):
         ends = {}
         for token in range(4):
@@ -420,7 +454,7 @@ def test_chunks_end_at_their_length_and_at_separators() -> None:
         forest = Growing(PROMPTS)
         voices = [Speaker(TabularLM(tree, table), forest, 9) for table in tables]
         found = tree_search(
-            *voices, Limits(6), Rules(12, 3, 5.0, "ucb", prior="ref", chunk=chunk, separators=separators)
+            *voices, Limits(6), whole(12, 3, 5.0, "ucb", prior="ref", chunk=chunk, separators=separators)
         )
         assert all(len(answer.tokens) == 6 and not answer.ended for (answer,) in found)
         inner = 0
@@ -443,12 +477,12 @@ def test_a_token_that_one_of_them_forbids_is_no_action() -> None:
     closed[:, 0] = -torch.inf
     for prior in ("policy", "ref"):
         for tables in ((closed.log_softmax(-1), REF_LOGPS), (LOGP, closed.log_softmax(-1))):
-            _, forest = searched(Rules(30, 0, 20.0, "ucb", prior=prior, beta=BETA), *tables)
+            _, forest = searched(whole(30, 0, 20.0, "ucb", prior=prior, beta=BETA), *tables)
             assert not (forest.token[3:] == 0).any()
     other = REF_LOGPS.clone()
     other[ROWS[2,], 1:] = -torch.inf  # one of the prompts
     with pytest.raises(ValueError, match="no token is possible for both"):
-        searched(Rules(3), closed.log_softmax(-1), other)
+        searched(whole(3), closed.log_softmax(-1), other)
 
 
 @pytest.mark.parametrize(
@@ -459,6 +493,12 @@ def test_a_token_that_one_of_them_forbids_is_no_action() -> None:
         (Rules(top_k=-1), "top_k = -1: expected at least 1 action of a state, or 0 for all"),
         (Rules(prior="ref"), "the prior is the reference's, and there is none"),
         (Rules(backup="soft", leaf="rollout"), "a soft backup knows what follows, 0 exactly"),
+        (Rules(selection="pucd"), "selection = 'pucd': expected puct or ucb"),
+        (Rules(backup="hard"), "backup = 'hard': expected mean or max or soft"),
+        (Rules(prior="base"), "prior = 'base': expected policy or ref"),
+        (Rules(leaf="critic"), "leaf = 'critic': expected implicit or rollout"),
+        (Rules(plausible=-0.1), "plausible = -0.1: expected from 0, any token, to 1, the likeliest alone"),
+        (Rules(plausible=1.1), "plausible = 1.1: expected from 0"),
     ],
 )
 def test_rules_that_make_no_search_are_refused(rules: Rules, message: str) -> None:
@@ -473,7 +513,7 @@ def test_the_decoder_passes_its_settings_on() -> None:
 
     given: dict[str, Any] = {
         "simulations": 7, "top_k": 3, "exploration": 0.5, "selection": "ucb", "backup": "mean", "prior": "ref",
-        "leaf": "rollout", "chunk": 2,
+        "leaf": "rollout", "chunk": 2, "plausible": 0.25,
     }  # fmt: skip
     heard = on(3)
     found = DECODERS["mcts"](heard, **given)
@@ -498,7 +538,7 @@ def small(layout: str) -> list[CausalLM]:
     return found
 
 
-@pytest.mark.parametrize("rules", [Rules(20, 5, 5.0), Rules(9, 4, 5.0, "ucb", "mean", leaf="rollout", chunk=2)])
+@pytest.mark.parametrize("rules", [whole(20, 5, 5.0), whole(9, 4, 5.0, "ucb", "mean", leaf="rollout", chunk=2)])
 def test_on_a_transformer_numbers_are_those_of_the_full_score_and_each_state_is_computed_once(rules: Rules) -> None:
     policy, reference = small("packed")
     prompts = [torch.tensor([5, 6, 7, 8, 9, 10, 11]), torch.tensor([12]), torch.tensor([13, 14, 15])]

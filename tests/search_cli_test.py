@@ -235,6 +235,13 @@ def test_a_decoder_brings_its_own_flags(policy: Path, capsys: pytest.CaptureFixt
     [
         (["--method", "greedy", "--beams", "3"], 2, "--beams: greedy does not read it; it reads no setting"),
         (["--method", "sample", "--plausible", "3"], 2, "sample does not read it; it reads --n, --temperature"),
+        (["--method", "mcts", "--selection", "x"], 2, "--selection 'x': input should be 'puct' or 'ucb'"),
+        (["--method", "mcts", "--backup", "hard"], 2, "--backup 'hard': input should be 'max', 'mean' or 'soft'"),
+        (
+            ["--method", "mcts", "--reference", "uniform", "--beta", "1", "--plausible", "2"],
+            2,
+            "plausible = 2.0: expected from 0",
+        ),
         (["--method", "bea"], 2, "no decoder 'bea'; did you mean beam?"),
         (["--beams", "many"], 2, "--beams 'many': input should be a valid integer"),
         (["--beans", "3"], 2, "--beans: no such option; did you mean --beams?"),

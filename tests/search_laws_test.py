@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from softq.search import best_of, rejection
+from softq.search.backups import BACKUPS, Edges, puct
 from softq.search.beam import beam
 from softq.search.chunks import PathValue, chunk_beam
-from softq.search.mcts import BACKUPS, Backup, Edges, hard, puct, tree_search
+from softq.search.mcts import tree_search
 from softq.search.sampling import filtered, pick, sample
 from softq.search.voice import Likelihood, LogRatio, Mixed, Rated, Voice, realigned, tuned
 from softq.verify import search_laws
@@ -83,14 +84,20 @@ def swapped(policy: Voice, reference: Voice, limits: Any, rules: Any) -> Any:
     return tree_search(reference, policy, limits, rules)
 
 
-def children_alone(edges: Edges, beta: float) -> Tensor:
+def children_alone(edges: Edges, beta: float) -> tuple[Tensor, Tensor]:
     """A soft value that leaves out the tokens that are no children."""
-    return beta * BACKUPS["soft"].choice(edges, beta).logsumexp(-1)
+    base, weight = BACKUPS["soft"].weights(edges, beta)
+    return torch.full_like(base, -torch.inf), weight
 
 
-def by_prior(edges: Edges, beta: float) -> Tensor:
+def by_prior(edges: Edges, beta: float) -> tuple[Tensor, Tensor]:
     """A soft value of the prior in place of the reference."""
-    return beta * (edges.of("prior").log() + edges.of("value") / beta).logsumexp(-1)
+    base, _ = BACKUPS["soft"].weights(edges, beta)
+    return torch.full_like(base, -torch.inf), beta * edges.of("prior").log()
+
+
+def lowest(edges: Edges, beta: float) -> Tensor:
+    return -edges.of("value", torch.inf)
 
 
 def no_bonus(edges: Edges) -> Tensor:
@@ -175,15 +182,16 @@ BROKEN: list[tuple[str, str, Any]] = [
     ("soft tree", SEARCH + "tree_search", ruled(backup="max")),
     ("soft tree", SEARCH + "tree_search", ruled(beta=1.0)),
     ("soft tree", SEARCH + "tree_search", ruled(leaf=lambda forest, nodes: torch.full((len(nodes),), 0.1))),
-    ("soft tree", "softq.search.mcts.BACKUPS", {"soft": Backup(children_alone, BACKUPS["soft"].choice)}),
-    ("soft tree", "softq.search.mcts.BACKUPS", {"soft": Backup(by_prior, BACKUPS["soft"].choice)}),
+    ("soft tree", "softq.search.mcts.BACKUPS", {"soft": BACKUPS["soft"]._replace(weights=children_alone)}),
+    ("soft tree", "softq.search.mcts.BACKUPS", {"soft": BACKUPS["soft"]._replace(weights=by_prior)}),
     ("hard tree", SEARCH + "tree_search", ruled(backup="mean")),
     ("hard tree", SEARCH + "tree_search", ruled(backup="soft")),
     ("hard tree", SEARCH + "tree_search", ruled(top_k=1)),
+    ("hard tree", SEARCH + "tree_search", ruled(plausible=0.9)),
     ("hard tree", SEARCH + "tree_search", ruled(simulations=1)),
     ("hard tree", SEARCH + "tree_search", swapped),
     ("hard tree", "softq.search.mcts.SELECTIONS", {"ucb": no_bonus}),
-    ("hard tree", "softq.search.mcts.BACKUPS", {"max": Backup(hard, lambda edges, beta: -BACKUPS["max"].choice(edges, beta))}),
+    ("hard tree", "softq.search.mcts.BACKUPS", {"max": BACKUPS["max"]._replace(choice=lowest)}),
     ("realigned", SEARCH + "realigned", lambda policy, ref, strength: realigned(policy, ref, 1 - strength)),
     ("realigned", SEARCH + "realigned", lambda policy, ref, strength: realigned(policy, ref, strength**2)),
     ("realigned", SEARCH + "realigned", probabilities_mixed),

@@ -18,7 +18,7 @@ from softq.search.chunks import PathRatio, chunk_beam, uniforms
 from softq.search.decoders import DECODERS
 from softq.search.heard import Heard
 from softq.search.sampling import filtered, pick, sample, uniform
-from softq.search.voice import Likelihood, LogRatio, Mixed, Speaker, realigned, tuned
+from softq.search.voice import Likelihood, LogRatio, Mixed, Speaker, plausible, realigned, tuned
 
 PROMPTS = [torch.tensor([0, 1]), torch.tensor([2])]
 TREE = token_tree([(0, 1), (2,)], 3, 4, end=2)
@@ -139,6 +139,16 @@ def test_only_plausible_tokens_have_a_ratio() -> None:
         there = logp.exp() >= 0.3 * logp.exp().max()
         assert 0 < there.sum() < 3 or row
         torch.testing.assert_close(rated.raw[row], torch.where(there, logp - ref, -torch.inf))
+    for share in (-0.1, 1.5):
+        with pytest.raises(ValueError, match=f"plausible = {share}: expected from 0, any token, to 1, the likeliest"):
+            LogRatio(policy, reference, share).rated(policy.forest.last)
+
+
+def test_what_is_impossible_is_never_plausible() -> None:
+    logp = torch.tensor([[0.5, 0.25, 0.24, 0.01, 0.0], [0.0, 0.3, 0.3, 0.4, 0.0]]).log()
+    assert plausible(logp, 0.0).tolist() == [[True] * 4 + [False], [False] + [True] * 3 + [False]]
+    assert plausible(logp, 0.5).tolist() == [[True, True, False, False, False], [False] + [True] * 3 + [False]]
+    assert plausible(logp, 1.0).tolist() == [[True] + [False] * 4, [False] * 3 + [True, False]]
 
 
 def test_samples_follow_the_policy_and_depend_on_nothing_else() -> None:

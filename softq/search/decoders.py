@@ -121,6 +121,7 @@ def tree_searched(
     *,
     simulations: int = 32,
     top_k: int = 10,
+    plausible: float = 0.1,
     exploration: float = 3.0,
     selection: Literal["puct", "ucb"] = "puct",
     backup: Literal["max", "mean", "soft"] = "max",
@@ -128,10 +129,10 @@ def tree_searched(
     leaf: Literal["implicit", "rollout"] = "implicit",
     chunk: int = 1,
 ) -> list[list[Answer]]:
-    """The answer that Monte-Carlo tree search over log π/π_ref plays, with so many simulations before every action."""
-    rules = Rules(
-        simulations, top_k, exploration, selection, backup, prior, leaf, chunk, seed=on.seed
-    )  # β = 1: it changes no choice
+    """The answer that Monte-Carlo tree search over log π/π_ref plays, among the policy's plausible tokens, with so many
+    simulations before every action."""
+    how = (selection, backup, prior, leaf)
+    rules = Rules(simulations, top_k, exploration, *how, chunk, plausible, seed=on.seed)  # β = 1: it changes no choice
     return tree_search(on.policy, on.voice("ref"), on.limits, rules, numbers=on.numbers)
 
 

@@ -5,6 +5,7 @@ of what follows any state is exactly 0, since Σ_a π_ref e^{r/β} = 1: with a s
 was given, which is what "the policy is a Q-function" says. What it can add, it adds by looking for a maximum (hard backup), by
 the mean of what was tried, or by a value that knows more than the policy. V* can not be read off a policy, only these sums.
 Inside a chunk there is no choice, and it is worth its rewards' sum: over chunks a soft backup is not exact any more.
+Where both models forbid a token its ratio is noise, and a search for a maximum would find it: only plausible tokens are actions.
 
 Every node that was thought of knows `logp`, `ref_logp`, `reward`, `prior`, `visits` and `value`: its Q, the reward of its token
 and what follows (of a prompt's last node, what follows). And for the search itself: `first` and `children`, the number of its
@@ -12,7 +13,7 @@ first child and how many they are; `guess`, what its leaf value was; `left`, log
 children; `ended`. Nodes of rollouts know `logp`, `ref_logp`, `reward` and `ended` alone.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -20,87 +21,21 @@ from torch import Tensor
 
 from softq.lm.growing import Growing
 from softq.search.answer import Answer, Limits, answer
+from softq.search.backups import BACKUPS, SELECTIONS, Edges
 from softq.search.sampling import pick, uniform
-from softq.search.voice import Voice
+from softq.search.voice import Voice, plausible
 
 Valued = Callable[[Growing, Tensor], Tensor]
 """(forest, nodes [n]) -> [n]: the reward of what follows each, in units of β log π/π_ref."""
 
 
-class Edges(NamedTuple):
-    """The actions of n states, side by side."""
-
-    forest: Growing
-    states: Tensor  # [n]
-    nodes: Tensor  # [n, k] the children
-    there: Tensor  # [n, k] bool; where False, there is none
-
-    def of(self, name: str, otherwise: float = 0.0) -> Tensor:
-        """[n, k] what a column says of the children, and of what is none."""
-        return torch.where(self.there, self.forest.column(name)[self.nodes], otherwise)
-
-    def own(self, name: str) -> Tensor:
-        """[n] what a column says of the states."""
-        return self.forest.column(name)[self.states]
-
-
-def puct(edges: Edges) -> Tensor:
-    """P √ΣN / (1 + N) [n, k]: how much there is to find out, where the prior is high first (arXiv 2309.15028)."""
-    visits = edges.of("visits")
-    return edges.of("prior") * visits.sum(-1, keepdim=True).clamp(min=1).sqrt() / (1 + visits)
-
-
-def ucb(edges: Edges) -> Tensor:
-    """√(log ΣN / (1 + N)) [n, k], whatever the prior says (arXiv 2408.07199)."""
-    visits = edges.of("visits")
-    return (visits.sum(-1, keepdim=True).clamp(min=1).log() / (1 + visits)).sqrt()
-
-
-class Backup(NamedTuple):
-    """What a state is worth by its actions, and which of them is taken in the end."""
-
-    value: Callable[[Edges, float], Tensor]  # of β too; [n]
-    choice: Callable[[Edges, float], Tensor]  # [n, k]: the highest is taken
-
-
-def mean(edges: Edges, beta: float) -> Tensor:
-    """(V_0 + Σ N Q) / (1 + Σ N) [n]: below the maximum, as long as other actions were tried."""
-    visits = edges.of("visits")
-    return (edges.own("guess") + (visits * edges.of("value")).sum(-1)) / (1 + visits.sum(-1))
-
-
-def hard(edges: Edges, beta: float) -> Tensor:
-    """max Q [n], actions that were not tried with what is guessed of them."""
-    return edges.of("value", -torch.inf).amax(-1)
-
-
-def soft(edges: Edges, beta: float) -> Tensor:
-    """β log Σ_a π_ref e^{Q/β} [n] over the whole vocabulary: a token that is no child has its reward and its state's guess."""
-    others = edges.own("left") + edges.own("guess") / beta
-    return beta * torch.cat([_tilted(edges, beta), others[:, None]], -1).logsumexp(-1)
-
-
-def _tilted(edges: Edges, beta: float) -> Tensor:
-    """log π_ref + Q/β, where log π_ref = log π - r/β: 0 without a reference."""
-    return edges.of("logp", -torch.inf) + (edges.of("value") - edges.of("reward")) / beta
-
-
-def _most_tried(edges: Edges, beta: float) -> Tensor:
-    """N, and Q where it ties."""
-    visits = edges.of("visits", -1.0)
-    return edges.of("value").masked_fill(visits < visits.amax(-1, keepdim=True), -torch.inf)
-
-
-def _highest(edges: Edges, beta: float) -> Tensor:
-    return edges.of("value", -torch.inf)
-
-
-SELECTIONS: Mapping[str, Callable[[Edges], Tensor]] = {"puct": puct, "ucb": ucb}
-BACKUPS: Mapping[str, Backup] = {
-    "mean": Backup(mean, _most_tried),
-    "max": Backup(hard, _highest),
-    "soft": Backup(soft, _tilted),
+KNOWN: Mapping[str, Collection[str]] = {
+    "selection": SELECTIONS,
+    "backup": BACKUPS,
+    "prior": ("policy", "ref"),
+    "leaf": ("implicit", "rollout"),
 }
+"""What rules may say in words."""
 
 
 class Rules(NamedTuple):
@@ -114,6 +49,9 @@ class Rules(NamedTuple):
     prior: Literal["policy", "ref"] = "policy"
     leaf: Literal["implicit", "rollout"] | Valued = "implicit"  # 0; a sampled end's rewards; or what a critic says
     chunk: int = 1  # tokens of an action: one of the top_k, and behind it the likeliest ones
+    plausible: float = (
+        0.1  # as likely under the policy as its likeliest token, at least: an action begins with no other
+    )
     separators: frozenset[int] = frozenset()  # tokens that end a chunk early
     beta: float = 1.0  # reward per nat
     seed: int = 0  # of rollouts
@@ -135,7 +73,7 @@ def tree_search(
     forest.put("visits", roots, torch.zeros(len(roots)))
     while len(roots):
         for _ in range(rules.simulations):
-            back_up(search, search.expand(select(search, roots)), roots)
+            simulate(search, roots)
         roots = play(search, roots)
         for node in roots[search.over(roots)].tolist():
             reward = float(forest.column("reward")[forest.answered(node)].sum())
@@ -152,19 +90,13 @@ class Search:
     def __init__(
         self, policy: Voice, reference: Voice | None, limits: Limits, rules: Rules, numbers: Tensor | None
     ) -> None:
-        if rules.simulations < 1 or rules.chunk < 1:
-            raise ValueError(f"{rules.simulations} simulations of chunks of {rules.chunk}: expected at least 1 of each")
-        if rules.top_k < 0:
-            raise ValueError(f"top_k = {rules.top_k}: expected at least 1 action of a state, or 0 for all")
-        if rules.prior == "ref" and reference is None:
-            raise ValueError("the prior is the reference's, and there is none: give a reference, or prior = policy")
-        if rules.backup == "soft" and rules.leaf == "rollout":
-            raise ValueError("a soft backup knows what follows, 0 exactly: a rollout would only add noise")
+        _check(rules, reference)
         self.policy, self.reference, self.limits, self.rules = policy, reference, limits, rules
         self.forest = policy.forest
         self.open = self.forest.last  # nodes that may be gone on from
         self._numbers = torch.arange(len(self.forest.last)) if numbers is None else numbers
         self._expansions = 0
+        self._followed: dict[int, int] = {}
 
     def over(self, nodes: Tensor) -> Tensor:
         """[n] bool: ended, or at the limit; nothing follows."""
@@ -180,31 +112,45 @@ class Search:
         place = torch.arange(int(count.max()))
         return Edges(self.forest, states, first + place * (place < count), place < count)
 
-    def expand(self, leaves: Tensor) -> Tensor:
-        """[n] leaves -> [n]: what stands at the end of each one's chunk now, with children and a guess; or it is over."""
-        ends = leaves.clone()
-        going = (~self.over(leaves)).nonzero()[:, 0]
+    def path(self, root: int) -> list[int]:
+        """Down from a root by Q/β + exploration · bonus, until a node has no children."""
+        path = [root]
+        while (child := self._followed.get(path[-1])) is not None:
+            path.append(child)
+        return path
+
+    def follow(self, edges: Edges) -> None:
+        """Settle which children paths go by, until something is told to their states."""
+        bonus = self.rules.exploration * SELECTIONS[self.rules.selection](edges)
+        taken = _taken(edges, edges.of("value", -torch.inf) / self.rules.beta + bonus)
+        self._followed |= zip(edges.states.tolist(), taken.tolist(), strict=True)
+
+    def expand(self, paths: Sequence[list[int]]) -> None:
+        """Paths go on to the end of their chunk, which gets children and a guess; or is over."""
+        ends = torch.tensor([path[-1] for path in paths])
+        going = (~self.over(ends)).nonzero()[:, 0]
         while len(going):
             at, branching = ends[going], self._branches(ends[going])
             logp, ref_logp = self._said(at)
             self._sprout(at, logp, ref_logp, branching)
             self._guess(at[branching], logp[branching], ref_logp[branching])
-            ends[going[~branching]] = self.forest.column("first")[at[~branching]].long()
             going = going[~branching]
+            ends[going] = self.forest.column("first")[ends[going]].long()
+            for path, node in zip(going.tolist(), ends[going].tolist(), strict=True):
+                paths[path].append(node)
             going = going[~self.over(ends[going])]
-        return ends
 
     def narrow(self, roots: Tensor) -> None:
         """Only what stands behind these, and has no children yet, is open."""
         forest = self.forest
-        under = torch.zeros_like(forest.last)
-        under[forest.prompt[roots]] = roots
-        going = torch.isin(forest.prompt[self.open], forest.prompt[roots])
-        found = self.open[forest.column("first")[self.open].isnan() & going]
-        goal, above = under[forest.prompt[found]], found
-        while len(lower := (forest.depth[above] > forest.depth[goal]).nonzero()[:, 0]):
-            above = above.index_copy(0, lower, forest.parent[above[lower]])
-        self.open = found[above == goal]
+        found = self.open[forest.column("first")[self.open].isnan()]
+        fixed = torch.cat([torch.arange(int(forest.last[-1]) + 1), roots])
+        above = forest.parent.clone()
+        above[fixed] = fixed
+        at = found
+        while not torch.equal(higher := above[at], at):
+            at, above = higher, above[above]  # twice as far each time
+        self.open = found[torch.isin(at, roots)]
 
     def _said(self, nodes: Tensor) -> tuple[Tensor, Tensor]:
         """log π and log π_ref of every next token, [n, V] each; asked once of each node."""
@@ -223,7 +169,7 @@ class Search:
         """The top_k children of states where a chunk ends, and of others the policy's likeliest."""
         by_ref = branching[:, None].to(logp.device) & (self.rules.prior == "ref")
         likely = torch.where(by_ref, ref_logp, logp)
-        likely = likely.masked_fill((logp == -torch.inf) | (ref_logp == -torch.inf), -torch.inf)
+        likely = likely.masked_fill(~plausible(logp, self.rules.plausible) | (ref_logp == -torch.inf), -torch.inf)
         top, token = likely.topk(min(self.rules.top_k or likely.shape[1], likely.shape[1]), -1)
         there = (top > -torch.inf).cpu()
         there[:, 1:] &= branching[:, None]
@@ -298,33 +244,34 @@ class Search:
         return *firsts, total
 
 
-def select(search: Search, roots: Tensor) -> Tensor:
-    """[n] roots -> [n] leaves: down by Q/β + exploration · bonus, until a state has no children."""
-    rules, at = search.rules, roots.clone()
-    while len(inner := (~search.forest.column("first")[at].isnan()).nonzero()[:, 0]):
-        edges = search.edges(at[inner])
-        bonus = rules.exploration * SELECTIONS[rules.selection](edges)
-        at[inner] = _taken(edges, edges.of("value", -torch.inf) / rules.beta + bonus)
-    return at
+def simulate(search: Search, roots: Tensor) -> None:
+    """One path down from each root [n], one state further, and what is found is told to those above."""
+    paths = [search.path(root) for root in roots.tolist()]
+    search.expand(paths)
+    back_up(search, paths)
 
 
-def back_up(search: Search, leaves: Tensor, roots: Tensor) -> None:
-    """One more visit, and its value as it is now, of every node from the leaves [n] up to the roots [n].
+def back_up(search: Search, paths: Sequence[Sequence[int]]) -> None:
+    """One more visit, and its value as it is now, of every node of these paths, root first.
 
     What is over is worth its reward, every time that it is visited.
     """
-    forest, rules = search.forest, search.rules
-    while len(leaves):
-        ahead = torch.zeros(len(leaves), dtype=torch.float64)
-        inner = (~forest.column("first")[leaves].isnan()).nonzero()[:, 0]
-        if len(inner):
-            edges = search.edges(leaves[inner])
-            worth = BACKUPS[rules.backup].value(edges, rules.beta)
-            ahead[inner] = torch.where(edges.own("guess").isnan(), edges.of("value")[:, 0], worth)
-        forest.put("value", leaves, forest.column("reward")[leaves].nan_to_num() + ahead)
-        forest.put("visits", leaves, forest.column("visits")[leaves] + 1)
-        up = leaves != roots
-        leaves, roots = forest.parent[leaves[up]], roots[up]
+    forest, beta = search.forest, search.rules.beta
+    nodes = torch.tensor([node for path in paths for node in path])
+    went = torch.tensor([node for path in paths for node in (*path[1:], -1)])
+    forest.put("visits", nodes, forest.column("visits")[nodes] + 1)
+    inner = (~forest.column("first")[nodes].isnan()).nonzero()[:, 0]
+    backup, edges = BACKUPS[search.rules.backup], search.edges(nodes[inner])
+    others = torch.zeros(len(nodes), dtype=torch.float64)
+    weight = torch.full_like(others, backup.sums.nothing)
+    others[inner], weight[inner] = backup.around(edges, went[inner], beta)
+    known = (each.tolist() for each in (forest.column("reward")[nodes].nan_to_num(), others, weight, went))
+    values, q = list[float](), 0.0
+    for reward, other, weighs, child in reversed([*zip(*known, strict=True)]):
+        q = reward + backup.sums.after(other, weighs, q if child >= 0 else 0.0, beta)
+        values.append(q)
+    forest.put("value", nodes, torch.tensor(values[::-1], dtype=torch.float64))
+    search.follow(edges)
 
 
 def play(search: Search, roots: Tensor) -> Tensor:
@@ -335,6 +282,21 @@ def play(search: Search, roots: Tensor) -> Tensor:
     while len(inside := (forest.column("guess")[at].isnan() & ~forest.column("first")[at].isnan()).nonzero()[:, 0]):
         at[inside] = forest.column("first")[at[inside]].long()
     return at
+
+
+def _check(rules: Rules, reference: Voice | None) -> None:
+    """ValueError for rules that make no search."""
+    if rules.simulations < 1 or rules.chunk < 1:
+        raise ValueError(f"{rules.simulations} simulations of chunks of {rules.chunk}: expected at least 1 of each")
+    if rules.top_k < 0:
+        raise ValueError(f"top_k = {rules.top_k}: expected at least 1 action of a state, or 0 for all")
+    for name, known in KNOWN.items():
+        if not callable(given := getattr(rules, name)) and given not in known:
+            raise ValueError(f"{name} = {given!r}: expected {' or '.join(known)}")
+    if rules.prior == "ref" and reference is None:
+        raise ValueError("the prior is the reference's, and there is none: give a reference, or prior = policy")
+    if rules.backup == "soft" and rules.leaf == "rollout":
+        raise ValueError("a soft backup knows what follows, 0 exactly: a rollout would only add noise")
 
 
 def _taken(edges: Edges, score: Tensor) -> Tensor:

@@ -136,6 +136,15 @@ class Likelihood(NamedTuple):
         return Rated(logits, minus, {"logp": (logits, minus)})
 
 
+def plausible(logp: Tensor, share: float) -> Tensor:
+    """[n, V] log-probabilities -> [n, V] bool: what is at least `share` as likely as its row's likeliest token; 0: all that is
+    possible. ValueError for a share that is none."""
+    if not 0 <= share <= 1:
+        raise ValueError(f"plausible = {share}: expected from 0, any token, to 1, the likeliest alone")
+    least = logp.amax(-1, keepdim=True) + torch.tensor(share).log()
+    return (logp >= least) & (logp > -torch.inf)
+
+
 class LogRatio(NamedTuple):
     """Σ log π/π_ref: of a policy that was trained, its reward alone.
 
@@ -156,7 +165,6 @@ class LogRatio(NamedTuple):
     def rated(self, nodes: Tensor) -> Rated:
         """[n] nodes -> what each next token adds; -inf for what is not plausible."""
         logp, ref_logp = (voice.logits(nodes).log_softmax(-1) for voice in self.voices)
-        least = logp.amax(-1, keepdim=True) + torch.tensor(self.plausible).log()
-        ratio = torch.where((logp >= least) & (logp > -torch.inf), logp - ref_logp, -torch.inf)
+        ratio = torch.where(plausible(logp, self.plausible), logp - ref_logp, -torch.inf)
         nothing = torch.zeros_like(logp[:, 0])
         return Rated(ratio, nothing, {"logp": (logp, nothing), "ref_logp": (ref_logp, nothing)})

@@ -157,7 +157,7 @@ def _draws(on: Table, policy: Tensor, reference: Tensor) -> list[list[Answer]]:
 
 def _tree(on: Table, policy: Tensor, reference: Tensor) -> list[list[Answer]]:
     own, ref = speakers(on, policy, reference)
-    return tree_search(own, ref, limits(on), Rules(8, 3, backup="mean", beta=on.beta))
+    return tree_search(own, ref, limits(on), Rules(8, 3, backup="mean", plausible=0.0, beta=on.beta))
 
 
 class Guided(NamedTuple):
@@ -195,9 +195,10 @@ def _soft_tree(on: Table) -> Finding:
     """What follows any state is worth 0, and Q says of its actions what the policy says: of π*, and of any other."""
     off = 0.0
     for policy in (on.optimum.logp, on.other):
-        for simulations, top_k in ((1, 0), (9, 0), (9, 2)):
+        for simulations, top_k, plausible in ((1, 0, 0.0), (9, 0, 0.0), (9, 2, 0.1)):
             own, reference = speakers(on, policy, on.reference)
-            tree_search(own, reference, limits(on), Rules(simulations, top_k, backup="soft", beta=on.beta))
+            rules = Rules(simulations, top_k, backup="soft", plausible=plausible, beta=on.beta)
+            tree_search(own, reference, limits(on), rules)
             forest = own.forest
             thought_of = ~forest.column("visits").isnan()
             value, paid = (forest.column(name)[thought_of] for name in ("value", "reward"))
@@ -212,7 +213,7 @@ def _hard_tree(on: Table) -> Finding:
     """Enough simulations find the highest reward, and the root is worth it, less V*(s_0)."""
     far = float(on.optimum.advantage_kl.abs().max()) / on.beta
     policy, reference = speakers(on, on.optimum.logp, on.reference)
-    rules = Rules(40, 0, exploration=2 * far, selection="ucb", backup="max", beta=on.beta)
+    rules = Rules(40, 0, exploration=2 * far, selection="ucb", plausible=0.0, beta=on.beta)
     answers = flat(tree_search(policy, reference, limits(on), rules))
     reward = on.sums(on.reward).masked_fill(~on.alive, -torch.inf)
     best = torch.stack([reward[on.leaves.prompt == each.prompt].max() for each in answers])
