@@ -121,6 +121,25 @@ def test_one_beam_costs_a_token_each(rows: Rows) -> None:
     assert row["ref_logp"] is row["reward"] is None
 
 
+def test_a_function_chooses_among_samples(rows: Rows, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """The samples of `sample`, the one with the most words first, each judged as it is written down."""
+    (tmp_path / "mine.py").write_text(
+        "def words(prompts, completions):\n"
+        "    assert len(prompts) == len(completions)\n"
+        "    return [float(len((p + c).split())) for p, c in zip(prompts, completions)]\n"
+    )
+    found = rows("--method", "best_of_n_judged", "--by", f"{tmp_path}/mine.py:words", "--samples", "4", "--n", "4")
+    plain = rows("--method", "sample", "--n", "4")
+    for n in range(len(PROMPTS)):
+        some, drawn = found[4 * n : 4 * n + 4], plain[4 * n : 4 * n + 4]
+        assert sorted(row["completion"] for row in some) == sorted(row["completion"] for row in drawn)
+        counts = [len((row["prompt"] + row["completion"]).split()) for row in some]
+        assert [row["score"] for row in some] == counts == sorted(counts, reverse=True)
+    assert len({row["score"] for row in found}) > 3
+    base = ["search", "--policy", "-", "--prompt", "the cat", "--method", "best_of_n_judged"]
+    assert called(base, capsys)[::2] == (2, "softq: best_of_n_judged needs --by\n")
+
+
 def test_groups_change_nothing(rows: Rows, monkeypatch: pytest.MonkeyPatch) -> None:
     together = rows("--method", "sample", "--n", "3", "--seed", "4")
     monkeypatch.setattr(searching, "MOST", 2)
@@ -250,6 +269,7 @@ def test_a_decoder_brings_its_own_flags(policy: Path, capsys: pytest.CaptureFixt
         (["--max-new-tokens", "0"], 2, "expected a whole number, 1 or more"),
         (["--prompts", "nowhere.jsonl"], 2, "give --prompts FILE or --prompt TEXT, and not both"),
         (["--models", "a=b,a=c"], 2, "each name once"),
+        (["--method", "best_of_n_judged", "--by", "no.where:f"], 2, "judge no.where:f: No module named 'no'; expected"),
         (["--models", "ref=b"], 2, "--models ref=…: that is --reference"),
         (["--value", "v", "--models", "value=w"], 2, "--value is --models value=…"),
         (["--models", "small=nowhere"], 2, "model nowhere: no such directory"),

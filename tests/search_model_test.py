@@ -12,6 +12,7 @@ from softq.lm.load import load, load_reward_model
 from softq.lm.model import CausalLM
 from softq.lm.reward import RewardModel
 from softq.search.answer import Answer, Limits
+from softq.search.best_of import Score
 from softq.search.decoders import DECODERS
 from softq.search.heard import Heard
 from softq.search.scoring import logps, tokens_of
@@ -44,10 +45,16 @@ def valued(layout: str) -> CausalLM:
         return load_reward_model(home, tokenizer=tokenizer(), layout=layout).policy
 
 
+def longest(by: str) -> Score:
+    assert by == "length"
+    return lambda answers: torch.tensor([float(len(answer.tokens)) for answer in answers])
+
+
 def searched(name: str, layout: str, prompts: list[Tensor], numbers: list[int] | None = None) -> list[list[Answer]]:
-    on = Heard(models(layout), prompts, LIMITS, seed=3, numbers=numbers)
+    on = Heard(models(layout), prompts, LIMITS, seed=3, numbers=numbers, judge=longest)
     own = {"greedy": {}, "beam_logratio": {}, "mcts": {}, "blockwise": {"branches": 3, "length": 3}}
     own["chunk_beam"] = {"n": 2, "beams": 2, "length": 3}
+    own["best_of_n_judged"] = {"n": 2, "by": "length"}
     return DECODERS[name](on, **own.get(name, {"n": 2}))
 
 

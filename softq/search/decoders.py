@@ -65,6 +65,15 @@ def best_of_n_reward(on: Heard, *, samples: int = 16, n: int = 1, temperature: f
     return best_of(_samples(on, samples, temperature), on.rewards, n=n)
 
 
+def best_of_n_judged(
+    on: Heard, *, by: str, samples: int = 16, n: int = 1, temperature: float = 1.0
+) -> list[list[Answer]]:
+    """Of the policy's samples those that a function of yours judges best, by = path.py:function or package.module:function; what
+    else --judge takes is taken, too."""
+    judge = on.judge(by)
+    return best_of(_samples(on, samples, temperature), judge, n=n)
+
+
 def best_of_n_random(on: Heard, *, samples: int = 16, n: int = 1, temperature: float = 1.0) -> list[list[Answer]]:
     """Of the policy's samples any: a control, which costs what the others cost and knows nothing."""
     return [answers[:n] for answers in _samples(on, samples, temperature)]
@@ -189,6 +198,7 @@ DECODERS: Mapping[str, Decoder] = {
     "best_of_n_norm": best_of_n_norm,
     "best_of_n_likelihood": best_of_n_likelihood,
     "best_of_n_reward": best_of_n_reward,
+    "best_of_n_judged": best_of_n_judged,
     "best_of_n_random": best_of_n_random,
     "rejection": rejection,
     "chunk_beam": chunked,

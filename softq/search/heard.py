@@ -1,6 +1,6 @@
 """What a decoder is given: prompts, the models that speak behind them, where answers end, and a seed."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 
 import torch
@@ -10,6 +10,7 @@ from softq.lm.growing import Growing
 from softq.lm.score import LanguageModel
 from softq.records import Tokens
 from softq.search.answer import Answer, Limits
+from softq.search.best_of import Score
 from softq.search.chunks import PathScore
 from softq.search.scoring import logps, prompts_of, rewards, tokens_of
 from softq.search.voice import Speaker, Voice
@@ -24,7 +25,7 @@ class Heard:
 
     models: "policy", and "ref" and others where there are any. pair: what scores paths by "tuned" and "untuned", where these read
     text in tokens of their own; then they are not among the models. numbers [P]: of the prompts among all that are searched for,
-    so that what is drawn for one does not depend on which others stand beside it.
+    so that what is drawn for one does not depend on which others stand beside it. judge: who judges answers, by a name.
     """
 
     def __init__(
@@ -36,8 +37,10 @@ class Heard:
         seed: int = 0,
         numbers: Sequence[int] | None = None,
         pair: PathScore | None = None,
+        judge: Callable[[str], Score] | None = None,
     ) -> None:
         self.models, self.limits, self.seed, self.pair = models, limits, seed, pair
+        self._judge = judge
         self.forest = Growing(prompts)
         self.numbers = torch.arange(len(prompts)) if numbers is None else torch.tensor(numbers)
         self.longest = max(map(len, prompts)) + limits.tokens
@@ -63,6 +66,12 @@ class Heard:
     def counted(self, asked: Sequence[Voice | PathScore]) -> None:
         """Count what voices and scores of a decoder's own cost."""
         self._scored += sum(each.evaluations for each in asked)
+
+    def judge(self, name: str) -> Score:
+        """Who judges answers, by a name. ValueError where there is none."""
+        if self._judge is None:
+            raise ValueError(f"nobody is here to judge answers by {name!r}: give Heard a judge")
+        return self._judge(name)
 
     def logps(self, answers: Sequence[Answer]) -> tuple[Tensor, Tensor]:
         """Σ log π and Σ log π_ref of answers [n], nats, scored whole."""

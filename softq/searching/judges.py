@@ -85,12 +85,12 @@ def _seed(name: str, policy: str) -> int:
     """The seed that is named, or that of the demo that made the policy."""
     if given := name.partition(":")[2]:
         if not given.isdecimal():
-            raise ValueError(f"--judge {name}: expected a seed, such as world:0")
+            raise ValueError(f"judge {name}: expected a seed, such as world:0")
         return int(given)
     try:
         return int(json.loads((Path(policy).parent / "demo.json").read_text(encoding="utf-8"))["seed"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"--judge world: no demo.json beside {policy} tells its seed; give world:SEED") from error
+        raise ValueError(f"judge world: no demo.json beside {policy} tells its seed; give world:SEED") from error
 
 
 def _function(name: str) -> Judge:
@@ -114,9 +114,9 @@ def _imported(name: str) -> Callable[..., Sequence[float]]:
     try:
         module: Mapping[str, Any] = vars(_file(place) if place.endswith(".py") else import_module(place))
     except (ImportError, SyntaxError, ValueError, OSError) as error:
-        raise ValueError(f"--judge {name}: {error}; expected {FORMS}") from error
+        raise ValueError(f"judge {name}: {error}; expected {FORMS}") from error
     if not callable(module.get(function)):
-        raise ValueError(f"--judge {name}: {place} has no function {function!r}")
+        raise ValueError(f"judge {name}: {place} has no function {function!r}")
     return module[function]
 
 
@@ -132,10 +132,10 @@ def _file(place: str) -> Any:
 def _reward_model(name: str, of: Opened) -> Judge:
     """What it says of the very tokens, so it must read text as the policy does."""
     if not Path(name).is_dir():
-        raise ValueError(f"--judge {name}: no such directory; expected {FORMS}")
+        raise ValueError(f"judge {name}: no such directory; expected {FORMS}")
     loaded = load_reward_model(name, device=str(next(of.loaded.policy.parameters()).device))
     if loaded.tokenizer.get_vocab() != of.loaded.tokenizer.get_vocab():
-        raise ValueError(f"--judge {name} has another tokenizer than the policy: judge by a function that calls it")
+        raise ValueError(f"judge {name} has another tokenizer than the policy: judge by a function that calls it")
 
     def by(said: Sequence[Said]) -> list[float]:
         answers = [each.answer._replace(prompt=n) for n, each in enumerate(said)]

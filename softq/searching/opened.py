@@ -52,6 +52,7 @@ class Opened(NamedTuple):
     beta: float | None  # reward per nat; None: not known, so rewards are in nats
     notes: tuple[str, ...]
     pair: Pair | None = None  # "tuned" and "untuned", where their tokens are not the policy's
+    policy: str = ""  # where it is
 
 
 def opened(asked: Asked) -> Opened:
@@ -82,7 +83,7 @@ def opened(asked: Asked) -> Opened:
     ends = frozenset(end_tokens(loaded.policy, loaded.tokenizer, of.ends | spoken.end_ids))
     others = pair.loaded.notes if pair is not None else ()
     notes = (*chosen.notes, *of.notes, *loaded.notes, *others, *chosen.check(loaded), *_endless(ends))
-    return Opened(loaded, of.prompts, ends, positions(loaded.policy), chosen.beta, notes, pair)
+    return Opened(loaded, of.prompts, ends, positions(loaded.policy), chosen.beta, notes, pair, asked.policy)
 
 
 def _loaded(policy: str, chosen: Choice, further: Mapping[str, str], **how: Any) -> Loaded:

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import torch
@@ -11,9 +12,11 @@ from softq.data.write import row
 from softq.lm.growing import Growing
 from softq.lm.score import LanguageModel
 from softq.search.answer import Answer, Limits
+from softq.search.best_of import Score
 from softq.search.decoders import Decoder
 from softq.search.heard import Heard
 from softq.searching.full import full
+from softq.searching.judges import Judge, Said, judge, judged
 from softq.searching.opened import Opened
 from softq.searching.pair import TextRatio
 from softq.searching.prompts import Prompt
@@ -53,13 +56,15 @@ def searched(of: Opened, method: Method, *, max_new_tokens: int, stop: Sequence[
     """
     decode = decoder(of.loaded.tokenizer)
     ended = stopped(decode, stop)
+    named = cache(lambda name: judge(name, of, of.policy))
     models: Mapping[str, LanguageModel] = dict(of.loaded.models.items())  # pyright: ignore[reportAssignmentType]
     for room, numbers in groups(of, method, max_new_tokens):
         prompts = [of.prompts[n] for n in numbers]
         began = time.perf_counter()
         limits = Limits(room, of.ends, ended)
         pair = None if of.pair is None else TextRatio(of.pair, numbers, decode, of.ends)
-        on = Heard(models, [prompt.ids for prompt in prompts], limits, seed=seed, numbers=numbers, pair=pair)
+        who = partial(_judge, of, named, prompts, stop)
+        on = Heard(models, [prompt.ids for prompt in prompts], limits, seed=seed, numbers=numbers, pair=pair, judge=who)
         with torch.no_grad():
             answers = method(on)
         seconds = time.perf_counter() - began
@@ -74,6 +79,23 @@ def searched(of: Opened, method: Method, *, max_new_tokens: int, stop: Sequence[
                 for rank, answer in enumerate(some)
             )
             yield Found(number, prompt, rows, tuple(some), on.forest, member)
+
+
+def _judge(
+    of: Opened, named: Callable[[str], Judge], prompts: Sequence[Prompt], stop: Sequence[str], name: str
+) -> Score:
+    """A judge by its name, for answers to these prompts."""
+    by, decode = named(name), decoder(of.loaded.tokenizer)
+
+    def score(answers: Sequence[Answer]) -> torch.Tensor:
+        asked = [prompts[answer.prompt] for answer in answers]
+        texts = (
+            completion(decode, int(prompt.ids[-1]), answer.tokens, of.ends, stop)
+            for prompt, answer in zip(asked, answers, strict=True)
+        )
+        return torch.tensor(judged(by, [*map(Said, asked, texts, answers)]), dtype=torch.float64)
+
+    return score
 
 
 def groups(of: Opened, method: Method, max_new_tokens: int) -> Iterator[tuple[int, list[int]]]:
