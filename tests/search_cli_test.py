@@ -1,6 +1,7 @@
 """softq search: rows that train, figures that are the full score's, groups that change nothing, mistakes in one line."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -229,6 +230,14 @@ def test_a_prompt_alone_is_answered_on_the_terminal(policy: Path, capsys: pytest
     assert said.count("log π") == 2
     assert "1 prompt, 2 answers" in told
     assert "no reference" in told
+
+
+def test_every_decoder_stands_in_the_docs() -> None:
+    text = (Path(__file__).parent.parent / "docs/search.md").read_text()
+    table = text[text.index("## Decoders") : text.index("## What is written")]
+    assert set(re.findall(r"`([a-z_]+)`", "".join(row.split("|")[1] for row in table.splitlines() if "|" in row))) == {
+        *DECODERS
+    }
 
 
 def test_a_decoder_brings_its_own_flags(policy: Path, capsys: pytest.CaptureFixture, monkeypatch) -> None:
