@@ -22,6 +22,7 @@ from transformers import (
 from softq.cli import search_flags
 from softq.data.read import read
 from softq.lm.tokenizer import load_tokenizer
+from softq.search.answer import Answer
 from softq.search.decoders import DECODERS
 from softq.search.heard import Heard
 from softq.search.sampling import sample
@@ -297,6 +298,75 @@ def test_mistakes_are_one_line(
     assert line.startswith("softq: ") or "no reference" in line
     assert told in line.splitlines()[-1]
     assert not list(tmp_path.iterdir())
+
+
+class Halting:
+    """Greedy decoding of one prompt after another, that is stopped at the third."""
+
+    def __init__(self, stop: BaseException) -> None:
+        self.stop, self.calls = stop, 0
+
+    def __call__(self, on: Heard) -> list[list[Answer]]:
+        self.calls += 1
+        if self.calls == 3:
+            raise self.stop
+        return DECODERS["greedy"](on)
+
+
+@pytest.mark.parametrize(
+    ("stop", "code", "last"),
+    [
+        (KeyboardInterrupt(), 130, "stopped"),
+        (SystemExit(143), 143, ""),
+        (ValueError("no such luck"), 2, "softq: no such luck"),
+    ],
+)
+def test_a_search_that_is_stopped_keeps_what_is_finished(
+    stop: BaseException, code: int, last: str, rows: Rows, policy: Path, tmp_path: Path, capsys, monkeypatch
+) -> None:
+    whole = {row["prompt"]: row["completion"] for row in rows("--method", "greedy")}
+    (tmp_path / "out.jsonl").unlink()
+    monkeypatch.setattr(searching, "MOST", 1)
+    monkeypatch.setattr(search_flags, "DECODERS", {**DECODERS, "halting": Halting(stop)})
+    given, part = tmp_path / "prompts.jsonl", tmp_path / "out.part.jsonl"
+    words = ["search", "--policy", str(policy), "--prompts", str(given), "--output", str(tmp_path / "out.jsonl")]
+    words += ["--max-new-tokens", "8", "--method"]
+    found, _, told = called([*words, "halting"], capsys)
+    assert found == code
+    assert f"2 of 5 prompts were finished: their rows are in {part}\n{last}" in told
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["out.part.jsonl", "prompts.jsonl"]
+    kept = [json.loads(line) for line in part.read_text().splitlines()]
+    assert [row["prompt"] for row in kept] == ["no", "the cat"], "the shortest first"
+    assert [row["where"] for row in kept] == [f"{given}:4", f"{given}:1"]
+    assert [row["completion"] for row in kept] == [whole[row["prompt"]] for row in kept]
+    # and when it is called again
+    code, _, told = called([*words, "greedy"], capsys)
+    assert (code, told.count("\n")) == (2, 1)
+    assert f"{part} has rows of a call that was stopped; move it away, or --overwrite" in told
+    assert called([*words, "greedy", "--overwrite"], capsys)[0] == 0
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["out.jsonl", "prompts.jsonl"]
+    again = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [(row["prompt"], row["completion"]) for row in again] == [*whole.items()]
+
+
+def test_a_search_that_is_stopped_before_anything_is_finished_leaves_nothing(
+    policy: Path, tmp_path: Path, capsys, monkeypatch
+) -> None:
+    halting = Halting(KeyboardInterrupt())
+    halting.calls = 2
+    monkeypatch.setattr(search_flags, "DECODERS", {**DECODERS, "halting": halting})
+    words = ["search", "--policy", str(policy), "--prompt", "no", "--output", str(tmp_path / "out.jsonl")]
+    code, _, told = called([*words, "--method", "halting"], capsys)
+    assert (code, "were finished" in told, list(tmp_path.iterdir())) == (130, False, [])
+
+
+def test_rows_that_are_read_are_not_written_over(policy: Path, tmp_path: Path, capsys) -> None:
+    part = jsonl(tmp_path / "out.part.jsonl", [{"prompt": "no"}])
+    before = part.read_bytes()
+    words = ["search", "--policy", str(policy), "--prompts", str(part), "--output", str(tmp_path / "out.jsonl")]
+    code, _, told = called([*words, "--overwrite"], capsys)
+    assert (code, part.read_bytes()) == (2, before)
+    assert "is read" in told
 
 
 def test_a_value_model_has_a_value_head(policy: Path, capsys: pytest.CaptureFixture) -> None:

@@ -3,7 +3,7 @@
 import argparse
 import os
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,11 @@ from rich.text import Text
 from softq.cli.printable import printable
 from softq.cli.search_compare import compare
 from softq.cli.search_flags import asked_of, parsed
+from softq.data.gathered import Gathered
 from softq.data.sources import sources
 from softq.data.store import write_text
-from softq.data.write import Writer
 from softq.inspection.tree_page import Explored, tree_page
-from softq.searching.opened import Asked, Opened, opened
+from softq.searching.opened import Asked, opened
 from softq.searching.run import Found, Method, searched
 from softq.searching.trees import explored
 from softq.training import ranks
@@ -36,23 +36,24 @@ def run(words: list[str]) -> int:
         raise ValueError("softq search runs in one process: start it without a launcher")
     if method is None:
         return compare(options, asked)
-    writer = _checked(options, asked)
+    output = _checked(options, asked)
     of = opened(asked)
     stderr = Console(stderr=True, highlight=False, soft_wrap=True)
     for note in of.notes:
         stderr.print(Text(printable(note)))
-    rows: dict[int, tuple[dict[str, Any], ...]] = {}
+    rows: list[tuple[dict[str, Any], ...]] = []
     trees: dict[int, Explored] = {}
-    with writer or nullcontext():
-        for found in _told(of, method, asked):
-            rows[found.number] = found.rows
+    how: dict[str, Any] = {"max_new_tokens": asked.max_new_tokens, "stop": asked.stop, "seed": asked.seed}
+    with _kept(output, len(of.prompts), stderr):
+        for found in searched(of, method, **how):
+            rows.append(found.rows)
+            if output is not None:
+                output.add(found.number, found.rows)
+            _tell(found, alone=isinstance(asked.prompts, str))
             if options.tree is not None and found.number < TREES:
                 trees[found.number] = explored(of, found)
-        if writer is not None:
-            for row in (row for number in sorted(rows) for row in rows[number]):
-                writer.write(row)
-    stderr.print(Text(_account([*rows.values()])))
-    if writer is not None:
+    stderr.print(Text(_account(rows)))
+    if output is not None:
         print(f"written to {options.output}")
     if options.tree is not None:
         if len(rows) > len(trees):
@@ -61,17 +62,33 @@ def run(words: list[str]) -> int:
     return 0
 
 
+@contextmanager
+def _kept(output: Gathered | None, prompts: int, stderr: Console) -> Iterator[None]:
+    """Rows kept as they come; if something stops the search, where the finished ones lie."""
+    if output is None:
+        yield
+        return
+    try:
+        with output:
+            yield
+    finally:
+        if output.part.is_file():
+            told = f"{output.numbers:,} of {prompts:,} prompts were finished: their rows are in {output.part}"
+            stderr.print(Text(printable(told)))
+
+
 def _draw(place: Path, trees: list[Explored], policy: str, beta: float | None, method: Method) -> None:
     """The page of the first trees."""
     write_text(place, tree_page(trees, policy=policy, method=method.name, settings=method.settings, beta=beta))
     print(f"written to {place}")
 
 
-def _checked(options: argparse.Namespace, asked: Asked) -> Writer | None:
-    """What rows are to be written with. ValueError or OutputError before the work, rather than after it."""
+def _checked(options: argparse.Namespace, asked: Asked) -> Gathered | None:
+    """What rows are to be kept with. ValueError or OutputError before the work, rather than after it."""
     if options.output is None and options.tree is None and not isinstance(asked.prompts, str):
         raise ValueError("nothing would be kept of these prompts' answers: give --output FILE")
-    places = [place for place in (options.output, options.tree) if place is not None]
+    output = None if options.output is None else _output(options.output, options.overwrite)
+    places = [place for place in (options.output, output and output.part, options.tree) if place is not None]
     read = [] if isinstance(asked.prompts, str) else [source.path for source in sources(list(asked.prompts))]
     taken = {Path(path).resolve() for path in read}
     for place in map(Path, places):
@@ -80,10 +97,12 @@ def _checked(options: argparse.Namespace, asked: Asked) -> Writer | None:
         taken.add(place.resolve())
     if options.tree is not None:
         _check_file("--tree", Path(options.tree), options.overwrite)
-    if options.output is None:
-        return None
+    return output
+
+
+def _output(place: str, overwrite: bool) -> Gathered:
     try:
-        return Writer(options.output, overwrite=options.overwrite)
+        return Gathered(place, overwrite=overwrite)
     except ValueError as error:
         raise OutputError(f"--output {error}") from error
 
@@ -100,19 +119,15 @@ def _check_file(option: str, place: Path, overwrite: bool) -> None:
         raise OutputError(f"{option} {place} can not be written: {place.parent} is closed to you; name another")
 
 
-def _told(of: Opened, method: Method, asked: Asked) -> Iterator[Found]:
-    """What is found, on the terminal as it comes."""
+def _tell(found: Found, *, alone: bool) -> None:
+    """A prompt's answers on the terminal: whole, if it is the only one."""
     console = Console(highlight=False, soft_wrap=True)
-    alone = isinstance(asked.prompts, str)
-    how: dict[str, Any] = {"max_new_tokens": asked.max_new_tokens, "stop": asked.stop, "seed": asked.seed}
-    for found in searched(of, method, **how):
-        if not alone:
-            console.print(Text(_short(_plain(found.prompt.text), LETTERS["prompt"], end=True), "dim"))
-        for row in found.rows:
-            said = printable(_plain(row["completion"]).strip())
-            console.print(Text(said if alone else _short(said, LETTERS["answer"])))
-            console.print(Text(_figures(row), "cyan"))
-        yield found
+    if not alone:
+        console.print(Text(_short(_plain(found.prompt.text), LETTERS["prompt"], end=True), "dim"))
+    for row in found.rows:
+        said = printable(_plain(row["completion"]).strip())
+        console.print(Text(said if alone else _short(said, LETTERS["answer"])))
+        console.print(Text(_figures(row), "cyan"))
 
 
 def _plain(text: Any) -> str:

@@ -57,7 +57,7 @@ class Writer:
         self._check()
 
     def __enter__(self) -> Self:
-        with _named(self.path):
+        with named(self.path):
             file = self._open.enter_context(self._partial.open("wb"))
             packed = self._pack(file)
             self._sink = self._form(packed if packed is file else self._open.enter_context(packed))
@@ -67,12 +67,12 @@ class Writer:
     def write(self, row: Mapping[str, Any]) -> None:
         """The next row."""
         self.rows += 1
-        with _named(self.path):
+        with named(self.path):
             self._sink.write(row, self.rows)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         try:
-            with _named(self.path), self._open:
+            with named(self.path), self._open:
                 if kind is None:
                     self._finish()
         finally:
@@ -168,7 +168,7 @@ def _beside(fields: Mapping[str, Any], other: Mapping[str, Any], format: str) ->
 
 
 @contextmanager
-def _named(path: Path) -> Iterator[None]:
+def named(path: Path) -> Iterator[None]:
     """Errors of a file and its rows, with its name."""
     try:
         yield
