@@ -76,6 +76,32 @@ def test_the_candidates_are_tilted_by_what_they_are_worth_and_the_others_stay() 
     assert voice.logits(voice.forest.last).tolist() == [pytest.approx([0.5 + 0.4 * 0.5, 0.0, 1.0 - 0.4 * 0.5])]
 
 
+def test_what_was_chosen_knows_its_value_in_reward() -> None:
+    """Σ w V(s ⊕ a) of every token that was weighed, whatever the strength; nothing of one that was not."""
+    tree, prompts = token_tree([(0, 1), (2,)], 4, 4), [torch.tensor([0, 1]), torch.tensor([2])]
+    given = {name: TabularLM(tree, random_table(tree, seed)) for seed, name in enumerate(("policy", "value", "brief"))}
+    weighed = 0
+    for seed in range(5):
+        on = Heard(given, prompts, Limits(4, frozenset([3])), seed=seed)
+        for number, answers in enumerate(DECODERS["guided"](on, values="value+brief=-0.5", strength=0.3, top_k=2, n=2)):
+            for each in answers:
+                for t, node in enumerate(on.forest.answered(each.node)):
+                    row = given["policy"].rows[(*prompts[number].tolist(), *each.tokens[:t])]
+                    token = each.tokens[t]
+                    value = on.forest.column("value")[node]
+                    if token in given["policy"].table[row].topk(2).indices:
+                        worth = given["value"].table[row, token] - 0.5 * given["brief"].table[row, token]
+                        assert value == pytest.approx(worth.item())
+                        weighed += 1
+                    else:
+                        assert value.isnan()
+        assert on.forest.column("value")[: int(on.forest.last[-1]) + 1].isnan().all()
+    assert weighed > 30
+    on = Heard(given, prompts, Limits(4))
+    DECODERS["guided"](on, strength=0.0)
+    assert "value" not in on.forest.columns
+
+
 def test_a_candidate_that_was_chosen_is_not_computed_again() -> None:
     tree, prompts = token_tree([(0, 1), (2,)], 4, 4), [torch.tensor([0, 1]), torch.tensor([2])]
     policy, value = (TabularLM(tree, random_table(tree, seed)) for seed in (0, 1))

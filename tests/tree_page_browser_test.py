@@ -1,5 +1,6 @@
 """The tree page as a reader meets it, in a headless Chromium: what is drawn, hovered, chosen and typed."""
 
+import math
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -162,14 +163,20 @@ def test_the_best_goes_straight_and_nothing_lies_on_another(page: Any) -> None:
 
 def test_what_was_never_visited_is_told_of_and_not_drawn(browser: Any, tmp_path: Path) -> None:
     tree = made()
-    tree = tree._replace(columns={**tree.columns, "visits": [9.0, 5.0, 3.0, 4.0, 2.0, 0.0]})
+    more = {"visits": [9.0, 5.0, 3.0, 4.0, 2.0, 0.0], "value": [0.31, math.nan, -2.0, 0.0, 1.0, 0.125]}
+    tree = tree._replace(columns={**tree.columns, **more})
     file = tmp_path / "visits.html"
     file.write_text(tree_page([tree], policy="p", method="mcts", settings={}, beta=0.5), encoding="utf-8")
     page = browser.new_page(viewport={"width": 1280, "height": 844})
     page.goto(file.as_uri())
     assert page.locator("[data-node='5']").count() == 0
     page.locator("[data-node='0']").hover()
-    assert page.locator("#tip tbody tr").all_inner_texts()[1].split() == ["↵", "5.0%", "37%", "−1.00", "0"]
+    assert page.locator("#tip tbody tr").all_inner_texts()[1].split() == ["↵", "5.0%", "37%", "−1.00", "+0.13", "0"]
+    assert told(page)["value"] == "+0.3100"
+    page.locator("[data-node='1']").hover()
+    rows = [row.split() for row in page.locator("#tip tbody tr").all_inner_texts()]
+    assert [row[-2:] for row in rows] == [["–", "5"], ["−2.00", "3"]]
+    assert "value" not in told(page)
     page.close()
 
 

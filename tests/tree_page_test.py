@@ -12,6 +12,7 @@ from tiny import alone, tiny, tokenizer, tokens_of
 
 from softq.inspection.tree_page import Explored, Given, tree_page
 from softq.lm.load import Loaded, load
+from softq.records import Tree
 from softq.search.decoders import DECODERS
 from softq.searching import trees
 from softq.searching.opened import Opened
@@ -71,6 +72,31 @@ def test_a_tree_has_every_node_with_its_full_scores(of: Opened, found: list[Foun
             assert given.logp == pytest.approx(sum(tree.columns["logp"][node] for node in nodes))
             assert given.reward == row["reward"] != 0
             assert tree.columns["score"][given.node] == pytest.approx(given.score)
+
+
+def test_values_are_in_reward(of: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tree search's Q, which it has in nats, and what a value model says of a guided sample's tokens, which is in reward."""
+    how: dict = {"max_new_tokens": 3, "stop": (), "seed": 0}
+    played = Method("mcts", DECODERS["mcts"], {"simulations": 5})
+    for each in searched(of, played, **how):
+        tree, (answer,) = trees.explored(of, each), each.answers
+        nodes = path(tree, len(tree.parent) - 1)
+        assert tree.columns["value"][tree.answers[0].node] == pytest.approx(
+            0.3 * float(each.forest.column("value")[answer.node])
+        )
+        assert tree.columns["visits"][nodes[0]] == each.forest.column("visits")[each.forest.answered(answer.node)[0]]
+    weighed = Method("guided", DECODERS["guided"], {"values": "policy", "strength": 2.0})
+    monkeypatch.setattr("softq.search.decoders.same_tokens", lambda policy, value, name: Even())
+    for each in searched(of, weighed, **how):
+        tree, (answer,) = trees.explored(of, each), each.answers
+        assert tree.columns["value"] == [float(token % 2 == 0) for token in answer.tokens]
+
+
+class Even:
+    """A value: whether the last token is even."""
+
+    def values(self, tree: Tree) -> torch.Tensor:
+        return (tree.token % 2 == 0).double()
 
 
 def test_pieces_make_the_text(of: Opened, found: list[Found]) -> None:

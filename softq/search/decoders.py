@@ -165,8 +165,8 @@ def guided(
     values: the names of value models and their weights, "value+brief=0.5" (value-augmented sampling, arXiv 2405.06639).
     """
     policy, named = on.model("policy"), composed(values)
-    parts = [(strength * weight, same_tokens(policy, on.model(name), name)) for name, weight in named.items()]
-    voice = Guided(Speaker(policy, on.forest, on.longest), parts, on.longest, top_k=top_k)
+    parts = [(weight, same_tokens(policy, on.model(name), name)) for name, weight in named.items()]
+    voice = Guided(Speaker(policy, on.forest, on.longest), parts, on.longest, strength=strength, top_k=top_k)
     found = sample(voice, on.limits, n=n, seed=on.seed, numbers=on.numbers, temperature=temperature)
     on.counted([voice])
     return found

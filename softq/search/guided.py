@@ -50,24 +50,34 @@ class Told(NamedTuple):
 
 
 class Guided:
-    """A voice, and values with a weight each: base logits + Σ_k w_k (q^k_a - mean of q^k), q^k_a = V_k(s ⊕ a).
+    """A voice, and values with a weight each: base logits + λ (q_a - mean of q), q_a = Σ_k w_k V_k(s ⊕ a).
 
     Of the base's top_k likeliest tokens, end tokens as any other; q less its mean leaves the others where they are, as if they
     were worth the average. A value of weight 0 is not asked.
 
     Candidates stand in a forest of their own, which the values walk through: the decoder's holds only what it chose, and a
-    candidate that it chose is not computed again.
+    candidate that it chose is not computed again. Of what was chosen the decoder's forest knows `value` [N], q in reward; nan
+    where a token was no candidate.
     """
 
-    def __init__(self, base: Voice, parts: Sequence[tuple[float, Valued]], longest: int, *, top_k: int = 20) -> None:
-        """parts: weights, nats a reward, and models; longest: tokens that a path may have, its prompt included."""
+    def __init__(
+        self,
+        base: Voice,
+        parts: Sequence[tuple[float, Valued]],
+        longest: int,
+        *,
+        strength: float = 1.0,
+        top_k: int = 20,
+    ) -> None:
+        """parts: weights and models; longest: tokens that a path may have, its prompt included; strength: λ, nats a reward."""
         if top_k < 1:
             raise ValueError(f"top_k is {top_k}; expected at least 1 token to be weighed")
-        self.base, self.top_k = base, top_k
+        self.base, self.strength, self.top_k = base, strength, top_k
         self._thought = Growing(prompts_of(base.forest))
-        asked = [(weight, model) for weight, model in parts if weight]
+        asked = [(weight, model) for weight, model in parts if weight and strength]
         judges = [(weight, model if isinstance(model, RewardModel) else Told(model)) for weight, model in asked]
         self._judges = [(weight, judge, walk(judge, self._thought, longest)) for weight, judge in judges]
+        self._told = len(base.forest)  # nodes there of which all is told
         self._twin = dict(zip(base.forest.last.tolist(), self._thought.last.tolist(), strict=True))
         # of a node there: the first of the candidates behind it, here, and their tokens
         self._candidates: dict[int, tuple[int, list[int]]] = {}
@@ -93,17 +103,28 @@ class Guided:
         firsts = thought[:: tokens.shape[1]].tolist()
         self._candidates |= zip(nodes.tolist(), zip(firsts, tokens.tolist(), strict=True), strict=True)
         with torch.no_grad():
-            worth = [weight * judge.logits(walked.states(thought)) for weight, judge, walked in self._judges]
-        tilt = torch.stack([each.to(logits).view_as(token) for each in worth]).sum(0)
+            each = [weight * judge.logits(walked.states(thought)).to(logits) for weight, judge, walked in self._judges]
+        worth = torch.stack(each).sum(0)[:, 0]
+        self._thought.put("value", thought, worth)
+        tilt = self.strength * worth.view_as(token)
         return logits.scatter_add(-1, token, tilt - tilt.mean(-1, keepdim=True))
 
     def keep(self, nodes: Tensor) -> None:
         """See `Voice`."""
         self.base.keep(nodes)
         here = self._twins(nodes) if self._judges else nodes
+        self._tell()
         self._candidates.clear()  # of what was not chosen; asked for after all, it is thought of again
         for _, _, walked in self._judges:
             walked.keep(here)
+
+    def _tell(self) -> None:
+        """The decoder's forest, what its new nodes are worth."""
+        new = torch.arange(self._told, len(self.forest))
+        self._told = len(self.forest)
+        if self._judges:
+            twins = self._twins(new)
+            self.forest.put("value", new, self._thought.column("value")[twins])
 
     def _twins(self, nodes: Tensor) -> Tensor:
         """[n] nodes of the base's forest -> [n] here: the candidates that they were, or new ones."""

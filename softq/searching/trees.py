@@ -16,6 +16,9 @@ MOST = 4000  # nodes of a tree that are drawn
 OWN = ("logp", "ref_logp")
 """Columns that are scored anew, in full: what a decoder wrote may be of a mixture of models, or missing."""
 
+NATS = ("value", "guess")
+"""Columns of a tree search, which searches at β = 1; of any other decoder a value is in reward."""
+
 INNER = ("reward", "first", "children", "left", "ended")
 """Columns that a decoder keeps for itself, or that the page makes of the full scores."""
 
@@ -29,7 +32,12 @@ def explored(of: Opened, found: Found) -> Explored:
     place = {node: n for n, node in enumerate(nodes.tolist())}
     parent = [place.get(above, -1) for above in forest.parent[nodes].tolist()]
     token = forest.token[nodes].tolist()
-    columns = {name: forest.column(name)[nodes].tolist() for name in forest.columns if name not in OWN + INNER}
+    nats = (of.beta or 1.0) if "visits" in forest.columns else 1.0
+    columns = {
+        name: (forest.column(name)[nodes] * (nats if name in NATS else 1.0)).tolist()
+        for name in forest.columns
+        if name not in OWN + INNER
+    }
     answers = [
         Given(place[answer.node], _text(row["completion"]), answer.score, answer.ended, row["logp"], row["reward"])
         for answer, row in zip(found.answers, found.rows, strict=True)

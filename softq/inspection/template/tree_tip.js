@@ -47,7 +47,10 @@ function numbers(node, path) {
   if (tree.reward) put("reward", signed(tree.reward[node], 4));
   if (tree.reward) put("reward so far", signed(total(tree.reward, path), 4));
   put("log π so far", number(total(logp, path)));
-  for (const name of Object.keys(others)) if (others[name][node] !== null) put(NAMES[name] ?? name.replaceAll("_", " "), plain(others[name][node]));
+  for (const name of Object.keys(others)) {
+    const value = others[name][node];
+    if (value !== null) put(NAMES[name] ?? name.replaceAll("_", " "), name === "value" ? signed(value, 4) : plain(value));
+  }
   return list;
 }
 
@@ -64,11 +67,12 @@ function beside(node) {
   const nodes = [...tree.behind(tree.of.parent[node])].sort((a, b) => (tree.known("logp", b) ?? 0) - (tree.known("logp", a) ?? 0));
   const some = nodes.slice(0, MOST);
   if (!some.includes(node)) some.splice(-1, 1, node);
-  const visits = tree.of.columns.visits;
-  const heads = [`Thought of here${nodes.length > MOST ? ` (${nodes.length})` : ""}`, "π", ...(tree.reward ? ["π_ref", "reward"] : []), ...(visits ? ["visits"] : [])];
+  const { visits, value } = tree.of.columns;
+  const heads = [`Thought of here${nodes.length > MOST ? ` (${nodes.length})` : ""}`, "π", ...(tree.reward ? ["π_ref", "reward"] : []), ...(value ? ["value"] : []), ...(visits ? ["visits"] : [])];
   const row = (each) => {
     const cells = [percent(tree.known("logp", each))];
     if (tree.reward) cells.push(percent(tree.known("ref_logp", each)), signed(tree.reward[each], 2));
+    if (value) cells.push(signed(value[each], 2));
     if (visits) cells.push(visits[each] === null ? "–" : plain(visits[each]));
     const name = make("th", "", make("bdi", "", seen(tree.of.piece[each]).replace(/ /g, "·")));
     return make("tr", each === node ? "it" : "", name, ...cells.map((cell) => make("td", "right", cell)));
