@@ -13,11 +13,13 @@ from softq.search import best_of as best
 from softq.search import rejection
 from softq.search.answer import Answer, Limits, answer
 from softq.search.beam import beam
+from softq.search.chunks import PathRatio, PathValue, chunk_beam
 from softq.search.decoders import DECODERS
+from softq.search.guided import Guided
 from softq.search.heard import Heard
 from softq.search.sampling import filtered, pick, sample
 from softq.search.scoring import rewards, tokens_of
-from softq.search.voice import Likelihood, LogRatio, Speaker
+from softq.search.voice import Likelihood, LogRatio, Mixed, Speaker
 
 Path = tuple[int, ...]
 PROMPTS = [torch.tensor([0, 1]), torch.tensor([3])]
@@ -243,7 +245,143 @@ def test_what_is_heard_has_a_seed_and_a_longest_path() -> None:
         DECODERS["best_of_n"](on, samples=2)
 
 
+def test_a_pair_that_reads_text_is_none_of_the_models() -> None:
+    policy, flat = speakers(table(0), table(1))
+    on = Heard({"policy": table(0)}, PROMPTS, Limits(3), pair=PathRatio(policy, flat))
+    with pytest.raises(ValueError, match="the model 'untuned' does not have the policy's tokens"):
+        on.model("untuned")
+    with pytest.raises(ValueError, match="needs a value: give --value MODEL"):
+        on.model("value")
+
+
 def test_rewards_have_no_gradient() -> None:
     told = rewards(table(0), tokens_of(PROMPTS, [Answer(0, 5, (1, 2), False, 0.0, 0.0)]))
     assert not told.requires_grad
     assert told.item() == pytest.approx(float(table(0).table.detach()[TREE.prefixes.index((0, 1, 1)), 2]))
+
+
+# --- voices ---
+
+
+def beginning(first: Tensor, second: Tensor) -> TabularLM:
+    """Logits of the two prompts' ends; 0 elsewhere."""
+    logits = torch.zeros(len(TREE.prefixes), 4, dtype=torch.float64)
+    logits[0], logits[1] = first, second
+    return TabularLM(TREE, logits)
+
+
+def test_what_any_voice_forbids_is_forbidden_whatever_its_weight() -> None:
+    shut, free = tensor(-math.inf, 0.0, 1.0, 2.0), tensor(3.0, 0.0, 1.0, 2.0)
+    open_, closed = speakers(beginning(free, free), beginning(shut, shut))
+    for weight, other in ((0.5, 0.5), (3.0, -2.0), (-2.0, 3.0)):
+        mixed = Mixed([(weight, open_), (other, closed)]).logits(open_.forest.last)
+        assert mixed[:, 0].tolist() == [-math.inf] * 2
+        assert mixed[:, 1:].isfinite().all()
+
+
+def test_what_is_plausible_is_so_in_its_own_state() -> None:
+    policy, flat = speakers(
+        beginning(tensor(0.6, 0.25, 0.1, 0.05).log(), tensor(0.2, 0.1, 0.4, 0.3).log()),
+        beginning(*torch.zeros(2, 4, dtype=torch.float64)),
+    )
+    first, second = LogRatio(policy, flat, 0.3).rated(policy.forest.last).raw.exp().tolist()
+    assert first == pytest.approx([2.4, 1.0, 0.0, 0.0])
+    assert second == pytest.approx([0.8, 0.0, 1.6, 1.2])
+
+
+def test_what_is_plausible_at_its_bounds() -> None:
+    tied, shut = tensor(0.0, 0.0, -1.0, -2.0), tensor(-math.inf, 0.0, 1.0, 2.0)
+    policy, reference = speakers(beginning(tied, shut), beginning(tied, shut))
+    said = LogRatio(policy, reference, 1.0).rated(policy.forest.last).raw
+    assert said.tolist() == [[0.0, 0.0, -math.inf, -math.inf], [-math.inf] * 3 + [0.0]], "all of the likeliest"
+    said = LogRatio(policy, reference, 0.0).rated(policy.forest.last).raw
+    assert said.tolist() == [[0.0] * 4, [-math.inf, 0.0, 0.0, 0.0]], "all but what is impossible for both"
+
+
+# --- guided ---
+
+
+def test_a_lone_candidate_is_worth_the_average() -> None:
+    base, other = speakers(table(0), table(0))
+    voice = Guided(base, [(3.0, table(1))], 9, top_k=1)
+    assert torch.equal(voice.logits(base.forest.last), other.logits(base.forest.last))
+
+
+def test_a_guided_voice_may_be_asked_first_far_behind_a_prompt() -> None:
+    said = []
+    for in_turn in (True, False):
+        (base,) = speakers(table(0))
+        voice = Guided(base, [(3.0, table(1))], 9, top_k=2)
+        first = base.forest.add(torch.tensor([2, 0]), base.forest.last)
+        second = base.forest.add(torch.tensor([1, 3]), first)
+        asked = (base.forest.last, first, second) if in_turn else (second,)
+        said.append([voice.logits(nodes) for nodes in asked][-1])
+    assert torch.equal(*said)
+
+
+# --- chunks ---
+
+
+class Listening(Speaker):
+    """A voice that remembers what it was told to keep."""
+
+    def keep(self, nodes: Tensor) -> None:
+        self.kept = nodes
+        super().keep(nodes)
+
+
+@pytest.mark.parametrize("branches", [1, 2])
+def test_a_lone_beam_gets_all_the_samples(branches: int) -> None:
+    """Four numbers are spread over four tokens that are equally likely, from 0 on."""
+    flat = TabularLM(TREE, torch.zeros(len(TREE.prefixes), 4, dtype=torch.float64))
+    policy, worth, other = speakers(flat, table(0), flat)
+    spread = torch.arange(2 * branches)[:, None].expand(-1, 2) / 4 + 0.1
+    found = chunk_beam(
+        policy, PathRatio(worth, other), Limits(1), filtered, [spread] * 2, width=2, branches=branches, length=1
+    )
+    for prompt, answers in enumerate(found):
+        logp = table(0).table.detach()[prompt].log_softmax(-1)[: 2 * branches]
+        order = logp.argsort(descending=True)[:2]
+        assert [each.tokens for each in answers] == [(token,) for token in order.tolist()]
+        assert [each.score for each in answers] == pytest.approx((logp[order] + math.log(4)).tolist())
+
+
+def test_where_all_beams_have_ended_none_is_kept() -> None:
+    forest = Growing(PROMPTS)
+    policy = Listening(table(0), forest, 9)
+    score = PathRatio(Speaker(table(1), forest, 9), policy)
+    chance = torch.full((1, 3), 0.5, dtype=torch.float64)
+    ends = Limits(3, frozenset(range(4)))
+    chunk_beam(policy, score, ends, filtered, [chance] * 2, width=1, branches=1, length=2)
+    assert (policy.kept.dtype, len(policy.kept)) == (torch.int64, 0)
+
+
+@pytest.mark.parametrize("states", [1, 2, 3])
+def test_a_pair_is_asked_in_parts(states: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("softq.search.chunks.STATES", states)
+    tuned_, untuned = speakers(table(0), table(1))
+    score, forest = PathRatio(tuned_, untuned), tuned_.forest
+    first = forest.add(torch.tensor([0, 1, 2, 3, 3]), forest.last[[0, 0, 1, 1, 0]])
+    second = forest.add(torch.tensor([2, 1, 0]), first[[0, 2, 4]])
+    said = [(0, 1, 0, 2), (0, 1, 1), (3, 2, 1), (3, 3), (0, 1, 3, 0)]
+    ratio = table(0).table.detach().log_softmax(-1) - table(1).table.detach().log_softmax(-1)
+    expected = [
+        sum(float(ratio[TREE.prefixes.index(path[:t]), path[t]]) for t in range(2 if path[0] == 0 else 1, len(path)))
+        for path in said
+    ]
+    found = score(forest, torch.cat([second[:1], first[1:2], second[1:2], first[3:4], second[2:]]))
+    assert found.tolist() == pytest.approx(expected)
+    assert score.evaluations == tuned_.evaluations + untuned.evaluations == 2 * 3, (
+        "of three nodes each was asked what follows"
+    )
+
+
+def test_what_a_path_is_worth_has_no_gradient() -> None:
+    forest = Growing(PROMPTS)
+    nodes = forest.add(torch.tensor([1, 2]), forest.last)
+    worth = PathValue([(2.0, table(0)), (-0.5, table(1)), (0.0, table(2))], forest, 9)
+    told = worth(forest, nodes)
+    assert not told.requires_grad
+    of = [2.0 * table(0).table[row, token] - 0.5 * table(1).table[row, token] for row, token in ((0, 1), (1, 2))]
+    torch.testing.assert_close(told, torch.stack(of).detach())
+    assert worth.evaluations == 2 * 2

@@ -75,7 +75,8 @@ def chunk_beam(
         fresh = at.unique()
         scores |= zip(fresh.tolist(), score(forest, fresh).double().tolist(), strict=True)
         beams = _kept(forest, _finished(beams, ended), fresh.tolist(), scores, width)
-        voice.keep(torch.tensor(sorted({node for nodes in beams.values() for node in nodes} - ended)))
+        live = [node for nodes in beams.values() for node in nodes if node not in ended]
+        voice.keep(torch.tensor(live, dtype=torch.int64))
     return [[answer(forest, node, node in ended, scores[node]) for node in nodes] for nodes in beams.values()]
 
 

@@ -97,7 +97,7 @@ def realigned(policy: Voice, reference: Voice, strength: float) -> Mixed:
     return Mixed([(strength, policy), (1 - strength, reference)])
 
 
-def tuned(base: Voice, expert: Voice, novice: Voice, strength: float = 1.0) -> Mixed:
+def tuned(base: Voice, expert: Voice, novice: Voice, strength: float) -> Mixed:
     """log π_base + α (log π_expert - log π_novice) a token: a small pair's fine-tuning on a large base.
 
     Emulated fine-tuning (arXiv 2310.12962), proxy tuning (arXiv 2401.08565). The three share a vocabulary.
