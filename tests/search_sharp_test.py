@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from inspect import signature
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from softq.search.decoders import DECODERS
 from softq.search.guided import Guided
 from softq.search.heard import Heard
 from softq.search.sampling import filtered, pick, sample
-from softq.search.scoring import rewards, tokens_of
+from softq.search.scoring import logps, rewards, tokens_of
 from softq.search.voice import Likelihood, LogRatio, Mixed, Speaker
 
 Path = tuple[int, ...]
@@ -385,3 +386,24 @@ def test_what_a_path_is_worth_has_no_gradient() -> None:
     of = [2.0 * table(0).table[row, token] - 0.5 * table(1).table[row, token] for row, token in ((0, 1), (1, 2))]
     torch.testing.assert_close(told, torch.stack(of).detach())
     assert worth.evaluations == 2 * 2
+
+
+# --- decoders ---
+
+
+def test_a_setting_begins_alike_in_every_decoder() -> None:
+    expected = {"n": 1, "samples": 16, "temperature": 1.0, "length_penalty": 0.0}
+    for name, decoder in DECODERS.items():
+        given = {key: of.default for key, of in signature(decoder).parameters.items() if key in expected}
+        assert given == {key: expected[key] for key in given}, name
+
+
+def test_chunks_are_scored_by_the_policy_and_its_reference_where_there_is_no_pair() -> None:
+    models = {"policy": table(0), "ref": table(1)}
+    settings = {"beams": 3, "branches": 4, "length": 2}
+    two, three = (DECODERS["chunk_beam"](Heard(models, PROMPTS, Limits(3)), n=n, **settings) for n in (2, 3))
+    assert [len(answers) for answers in two] == [2, 2]
+    assert [answers[:2] for answers in three] == two
+    logp, ref_logp = logps(models, tokens_of(PROMPTS, [each for answers in three for each in answers]))
+    assert ref_logp is not None
+    assert [each.score for answers in three for each in answers] == pytest.approx((logp - ref_logp).tolist())
