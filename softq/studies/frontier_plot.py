@@ -87,7 +87,7 @@ def picture(found: Results) -> str:
 def _heads(shades: dict[float, int], seeds: int) -> Iterator[str]:
     yield _words(16, 26, "Two values, composed at decode time", "title")
     yield _words(16, 48, "nats a right name:", "soft")
-    x = 128.0
+    x = 144.0
     for weight, shade in shades.items():
         yield f'<circle class="s{shade}" cx="{x:.1f}" cy="44" r="4.2"/>'
         yield _words(x + 9, 48, f"{weight:g}")
