@@ -13,6 +13,7 @@ from softq.mdp.tabular import TabularLM, random_table, token_tree
 from softq.search import best_of as best
 from softq.search import rejection
 from softq.search.answer import Answer, Limits, answer
+from softq.search.backups import BACKUPS, Edges
 from softq.search.beam import beam
 from softq.search.chunks import PathRatio, PathValue, chunk_beam
 from softq.search.decoders import DECODERS
@@ -386,6 +387,34 @@ def test_what_a_path_is_worth_has_no_gradient() -> None:
     of = [2.0 * table(0).table[row, token] - 0.5 * table(1).table[row, token] for row, token in ((0, 1), (1, 2))]
     torch.testing.assert_close(told, torch.stack(of).detach())
     assert worth.evaluations == 2 * 2
+
+
+# --- tree search ---
+
+
+def weighed(guess: float, **columns: list[float]) -> Edges:
+    """The actions of a state that is worth a guess, and room for one more."""
+    forest, count = Growing([torch.tensor([3])]), len(next(iter(columns.values())))
+    nodes = forest.add(torch.arange(count), torch.zeros(count, dtype=torch.int64))
+    forest.put("guess", forest.last, tensor(guess))
+    for name, values in columns.items():
+        forest.put(name, nodes, tensor(*values))
+    there = torch.arange(count + 1) < count
+    return Edges(forest, forest.last, torch.cat([nodes, nodes[:1]])[None], there[None])
+
+
+def test_a_soft_search_takes_the_likeliest_under_the_reference_tilted_by_its_worth() -> None:
+    edges = weighed(0.0, logp=[-1.0, -2.0, -4.0], reward=[0.5, 0.25, -1.0], value=[0.75, 1.5, 2.0])
+    (said,) = BACKUPS["soft"].choice(edges, 0.5).tolist()
+    ref_logp = [-1.0 - 1.0, -2.0 - 0.5, -4.0 + 2.0]
+    assert said == pytest.approx([ref_logp[0] + 1.5, ref_logp[1] + 3.0, ref_logp[2] + 4.0, -math.inf])
+
+
+@pytest.mark.parametrize("name", BACKUPS)
+def test_inside_a_chunk_a_state_is_worth_what_its_one_child_is(name: str) -> None:
+    edges = weighed(math.nan, logp=[-1.0], reward=[0.5], value=[0.75], visits=[3.0], prior=[1.0])
+    others, weight = BACKUPS[name].around(edges, torch.tensor([1]), 0.5)
+    assert BACKUPS[name].sums.after(float(others), float(weight), -0.3, 0.5) == pytest.approx(-0.3)
 
 
 # --- decoders ---
