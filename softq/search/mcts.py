@@ -265,10 +265,12 @@ def back_up(search: Search, paths: Sequence[Sequence[int]]) -> None:
     others = torch.zeros(len(nodes), dtype=torch.float64)
     weight = torch.full_like(others, backup.sums.nothing)
     others[inner], weight[inner] = backup.around(edges, went[inner], beta)
-    known = (each.tolist() for each in (forest.column("reward")[nodes].nan_to_num(), others, weight, went))
+    known = (each.tolist() for each in (forest.column("reward")[nodes].nan_to_num(), others, weight))
     values, q = list[float](), 0.0
-    for reward, other, weighs, child in reversed([*zip(*known, strict=True)]):
-        q = reward + backup.sums.after(other, weighs, q if child >= 0 else 0.0, beta)
+    for reward, other, weighs in reversed(
+        [*zip(*known, strict=True)]
+    ):  # what ends a path weighs the next one's as nothing
+        q = reward + backup.sums.after(other, weighs, q, beta)
         values.append(q)
     forest.put("value", nodes, torch.tensor(values[::-1], dtype=torch.float64))
     search.follow(edges)
