@@ -251,6 +251,18 @@ def test_the_most_tried_action_is_played_whatever_its_value() -> None:
     assert scores.tolist() == [[-math.inf, -2.0, -1.0], [4.0, -math.inf, -math.inf]]
 
 
+def test_a_soft_search_plays_what_is_likely_and_worth_it() -> None:
+    """log π_ref + Q/β, by what a critic says of what follows: log π less the token's own reward, plus its Q."""
+    forest = Growing(PROMPTS)
+    kids = forest.add(torch.tensor([0, 1, 2]), forest.last[[0, 0, 1]])
+    forest.put("logp", kids, torch.tensor([-1.0, -2.0, -3.0]))
+    forest.put("reward", kids, torch.tensor([0.5, -0.25, 1.0]))
+    forest.put("value", kids, torch.tensor([1.0, 2.0, 1.0]))
+    nodes, there = kids[torch.tensor([[0, 1], [2, 2]])], torch.tensor([[True, True], [True, False]])
+    scores = BACKUPS["soft"].choice(Edges(forest, forest.last, nodes, there), 0.5)
+    assert scores.tolist() == [[-1.0 + 0.5 / 0.5, -2.0 + 2.25 / 0.5], [-3.0, -math.inf]]
+
+
 def test_of_actions_tried_alike_the_better_is_played() -> None:
     search, forest = grown(whole(40, 0, 1e9, "ucb", "mean", beta=BETA), RAGGED)
     played = play(search, forest.last)
@@ -426,6 +438,7 @@ def test_a_chunk_is_one_action() -> None:
     """As long as answers are, a chunk is a first token and the likeliest end."""
     found, forest = searched(whole(12, 0, 50.0, "ucb", chunk=3, beta=BETA))
     _, of_mean = grown(whole(12, 0, 50.0, "ucb", "mean", chunk=3, beta=BETA))
+    _, of_soft = grown(whole(12, 0, 50.0, "ucb", "soft", chunk=3, beta=BETA))
     for prompt, answer in enumerate(found):
         ends = {}
         for token in range(4):
@@ -442,7 +455,8 @@ def test_a_chunk_is_one_action() -> None:
         for child in range(first, first + 4):
             (reward,) = (value for said, value in ends.items() if said[0] == int(of_mean.token[child]))
             assert of_mean.column("visits")[child] > 0
-            assert of_mean.column("value")[child] == pytest.approx(reward), "inside a chunk nothing is guessed"
+            for below in (of_mean, of_soft):
+                assert below.column("value")[child] == pytest.approx(reward), "inside a chunk nothing is guessed"
             total += float(of_mean.column("visits")[child]) * reward
         assert of_mean.column("value")[last] == pytest.approx(total / 12)
 

@@ -267,10 +267,8 @@ def back_up(search: Search, paths: Sequence[Sequence[int]]) -> None:
     others[inner], weight[inner] = backup.around(edges, went[inner], beta)
     known = (each.tolist() for each in (forest.column("reward")[nodes].nan_to_num(), others, weight))
     values, q = list[float](), 0.0
-    for reward, other, weighs in reversed(
-        [*zip(*known, strict=True)]
-    ):  # what ends a path weighs the next one's as nothing
-        q = reward + backup.sums.after(other, weighs, q, beta)
+    for reward, other, weighs in reversed([*zip(*known, strict=True)]):
+        q = reward + backup.sums.after(other, weighs, q, beta)  # where a path ends, q of the one before weighs nothing
         values.append(q)
     forest.put("value", nodes, torch.tensor(values[::-1], dtype=torch.float64))
     search.follow(edges)
