@@ -115,8 +115,10 @@ class Group:
             kept[row, :, column] = new[0].transpose(0, 1)
         reach = self._mask.shape[-1]
         q = query[0].index_select(1, self._query).unflatten(1, (len(self.used), -1)).transpose(0, 1)
-        k, v = (heads.shared(of[:, :, :reach]) for of in (keys, values))
-        out = heads.attend(q, k, v, self._mask.to(q.dtype))
+        # a row has few queries: heads that share keys ask together, as one head of more
+        together = q.unflatten(1, (-1, heads.groups)).flatten(2, 3)
+        mask = self._mask.to(q.dtype).repeat(1, 1, heads.groups, 1)
+        out = heads.attend(together, keys[:, :, :reach], values[:, :, :reach], mask).reshape(q.shape)
         return out.transpose(0, 1).flatten(1, 2).index_select(1, self._answer)[None]
 
     def plant(self, module: nn.Module, key: Tensor, value: Tensor) -> None:
