@@ -10,7 +10,8 @@ import pytest
 from made_report import EVIL, LONG, figure, made
 
 from softq.inspection.charts import curve, reliability, whiskers
-from softq.inspection.page import embedded, html, names, scale, shown
+from softq.inspection.page import html, names, scale, shown
+from softq.inspection.standalone import embedded
 
 CURVE = {"title": "t", "unit": "", "x": "step", "from": "f"}
 

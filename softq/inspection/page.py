@@ -6,23 +6,18 @@ What data says is text everywhere: Jinja2 escapes it, the scripts set it as text
 
 import base64
 import gzip
-import hashlib
 import json
 import math
-import re
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
-
-import jinja2
 
 from softq.inspection.charts import curve, reliability, whiskers
 from softq.inspection.colour import HIGH, LOW
 from softq.inspection.packed import BLOCK, UNIT
+from softq.inspection.standalone import embedded, environment, policy, scripted
 from softq.inspection.values import GAUGE
 
-TEMPLATES = Path(__file__).parent / "template"
-SCRIPTS = ("data.js", "tokens.js", "tip.js", "pairs.js", "page.js")
+SCRIPTS = ("write.js", "data.js", "tokens.js", "tip.js", "pairs.js", "page.js")
 SHADES = 8  # steps of colour on either side of 0
 SAMPLE = 32  # blocks that are looked at for the scale of the colours
 CLIPPED = 0.98  # of the tokens have a colour short of the strongest, which the rest share
@@ -58,21 +53,14 @@ DATA = ("noise", "labels", "ledger")
 
 def html(report: Mapping[str, Any]) -> str:
     """The page of a report (the dict that softq.inspection.report makes)."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"shown": shown, "number": count}
-    environment.globals["signs"] = SIGNS
+    templates = environment()
+    templates.filters |= {"shown": shown, "number": count}
+    templates.globals["signs"] = SIGNS
     other = report.get("other")
     colours = {"low": LOW, "high": HIGH, "shades": SHADES}
-    style = environment.get_template("page.css").render(colours)
-    script = "\n".join((TEMPLATES / name).read_text(encoding="utf-8") for name in SCRIPTS)
-    script = f'"use strict";\n(() => {{\n{script}}})();\n'
-    return environment.get_template("page.html").render(
+    style = templates.get_template("page.css").render(colours)
+    script = scripted(SCRIPTS)
+    return templates.get_template("page.html").render(
         colours,
         report=report,
         gauge=GAUGE,
@@ -83,8 +71,7 @@ def html(report: Mapping[str, Any]) -> str:
         facts=_facts(report),
         style=style,
         script=script,
-        policy=f"default-src 'none'; script-src '{hashed(script)}'; style-src '{hashed(style)}'; base-uri 'none'; "
-        "form-action 'none'",
+        policy=policy(script, style),
         data=embedded(_for_scripts(report)),
         scale=scale(report),
         levels=LEVELS,
@@ -95,12 +82,6 @@ def html(report: Mapping[str, Any]) -> str:
         sections=_sections(report),
         numbers=_numbers(report),
     )
-
-
-def embedded(value: Any) -> str:
-    """JSON that can stand in a script element: no character in it can end the element or begin another."""
-    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    return re.sub("[<>&\u2028\u2029\ud800-\udfff]", lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def shown(value: float | None, unit: str = "") -> str:
@@ -236,8 +217,3 @@ def _rows(figures: Sequence[Mapping[str, Any]], theirs: Mapping[str, Mapping[str
         {**figure, "drawn": mark, "other": one and {**one, "drawn": next(rest)}}
         for figure, mark, one in zip(figures, drawn, beside, strict=False)
     ]
-
-
-def hashed(text: str) -> str:
-    """What a page's own policy calls a script or a style sheet that may run in it."""
-    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"

@@ -1,18 +1,18 @@
 """What a search thought of, as a page: every token a node, what was answered marked, what was given up faded.
 
-One HTML file that needs nothing else, under the report's own rules (see `inspection.page`).
+One HTML file that needs nothing else, under the report's own rules (see `inspection.standalone`).
 """
 
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import jinja2
-
+from softq.inspection import standalone
 from softq.inspection.colour import HIGH, LOW
-from softq.inspection.page import SHADES, TEMPLATES, embedded, hashed, shown
+from softq.inspection.page import SHADES, shown
+from softq.inspection.standalone import embedded, environment, scripted
 
-SCRIPTS = ("tree.js", "tree_view.js", "tree_tip.js")
+SCRIPTS = ("write.js", "tree.js", "tree_view.js", "tree_tip.js")
 DIGITS = 5  # behind the point, of a node's numbers
 
 
@@ -45,33 +45,25 @@ def tree_page(
     trees: Sequence[Explored], *, policy: str, method: str, settings: Mapping[str, Any], beta: float | None
 ) -> str:
     """The page of some trees, one shown at a time. `beta` is reward per nat; None: rewards are in nats."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["shown"] = shown
+    templates = environment()
+    templates.filters["shown"] = shown
     colours = {"low": LOW, "high": HIGH, "shades": SHADES}
-    style = "".join(environment.get_template(name).render(colours) for name in ("page.css", "tree.css"))
-    script = "\n".join((TEMPLATES / name).read_text(encoding="utf-8") for name in SCRIPTS)
-    script = f'"use strict";\n(() => {{\n{script}}})();\n'
+    style = "".join(templates.get_template(name).render(colours) for name in ("page.css", "tree.css"))
+    script = scripted(SCRIPTS)
     data = {
         "beta": beta or 1.0,
         "unit": "nats" if beta is None else "reward",
         "shades": SHADES,
         "trees": [_plain(tree) for tree in trees],
     }
-    return environment.get_template("tree.html").render(
+    return templates.get_template("tree.html").render(
         policy=policy,
         method=method,
         settings=", ".join(f"{name} {value}" for name, value in settings.items()),
         trees=trees,
         style=style,
         script=script,
-        rules=f"default-src 'none'; script-src '{hashed(script)}'; style-src '{hashed(style)}'; base-uri 'none'; "
-        "form-action 'none'",
+        rules=standalone.policy(script, style),
         data=embedded(data),
     )
 

@@ -1,9 +1,6 @@
 // A completion as text whose tokens have colours, and the curve of its running sum.
 
 const SPECIAL = /^\s*(<\|[^<>]+\|>|<\/?(s|bos|eos|pad|unk|mask|sep|cls|think|start_of_turn|end_of_turn|endoftext)>|\[\/?(INST|SYS|BOS|EOS|PAD|UNK|SEP|CLS|MASK)\])\s*$/;
-// What can not be seen, or would turn the text around it; joiners (U+200C, U+200D) shape letters and emoji and stay.
-const UNSEEN = /[\u0000-\u001f\u007f-\u009f\u00ad\u200b\u200e\u200f\u202a-\u202e\u2060\u2066-\u2069\ufeff]/g;
-const MARKS = { "\n": "↵", "\t": "→", "\r": "␍" };
 const MOST = 240; // tokens of a completion that are drawn before anyone asks for the rest
 const shown = new WeakMap(); // completion element -> { side, units, running, ... }
 

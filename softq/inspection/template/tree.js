@@ -10,42 +10,10 @@ const LINK = 44; // px between a chip and those behind it
 const COLUMN = 12; // px: how exactly it is known what stands where
 const SHORT = 130; // px of a chip that ways on from those beside it go around
 const SIGN = 22; // px that an answer's number takes
-const UNSEEN = /[\u0000-\u001f\u007f-\u009f\u00ad\u200b\u200e\u200f\u202a-\u202e\u2060\u2066-\u2069\ufeff]/g;
-const MARKS = { "\n": "↵", "\t": "→", "\r": "␍" };
-
-function make(tag, name = "", ...contents) {
-  const element = document.createElement(tag);
-  if (name) element.className = name;
-  element.append(...contents);
-  return element;
-}
-
-function draw(tag, attributes = {}, ...contents) {
-  const element = document.createElementNS("http://www.w3.org/2000/svg", tag);
-  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
-  element.append(...contents);
-  return element;
-}
-
-function number(value, digits = 3) {
-  if (value === null || value === undefined || Number.isNaN(value)) return "–";
-  return value.toFixed(digits).replace(/^-(?=0\.?0*$)/, "").replace("-", "−");
-}
-
-function signed(value, digits = 3) {
-  const text = number(value, digits);
-  return value > 0 && /[1-9]/.test(text) ? `+${text}` : text;
-}
 
 // A count whole, another number with three digits behind the point.
 function plain(value) {
   return Number.isInteger(value) ? value.toLocaleString("en").replace("-", "−") : number(value);
-}
-
-function percent(logp) {
-  if (logp === null || logp === undefined) return "–";
-  const share = 100 * Math.exp(logp);
-  return `${share >= 9.95 ? share.toFixed(0) : share >= 0.01 ? share.toPrecision(2) : "<0.01"}%`;
 }
 
 // A token's text with signs for what can not be seen. Nothing of it is ever markup.
