@@ -478,3 +478,14 @@ def by_token() -> Method:
 def by_sum() -> Method:
     return _method(lambda ratio: ratio.sum(-1))
 """
+
+
+def test_more_steps_than_the_passes_have_are_told_of(model_directory: Path, tmp_path: Path) -> None:
+    data = tmp_path / "pairs.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in PAIRS[:8]))
+    short = given(model_directory, data, tmp_path / "short", num_train_epochs=2, max_steps=5)
+    told = "--max-steps 5 is not reached: --num-train-epochs 2 ends after step 4; raise it for more"
+    done = Trained("dpo", short)
+    assert (len(done.steps), told in done.notes) == (4, True)
+    enough = Trained("dpo", {**short, "output": str(tmp_path / "enough"), "max_steps": 4})
+    assert not [note for note in enough.notes if "--max-steps" in note]

@@ -19,7 +19,7 @@ from softq.training.plan import NonFiniteLoss
 from softq.training.prepare import Data, named
 from softq.training.reference_cache import ReferenceCache, cached_reference
 from softq.training.samples import sampled
-from softq.training.settings import Call, Settings
+from softq.training.settings import Call, Settings, flag
 from softq.training.shard import shard
 from softq.training.source import Order, Source, batch_of, batches
 from softq.training.update import AdamW
@@ -53,6 +53,13 @@ class Course(NamedTuple):
     def every(self) -> int:
         """Steps between evaluations."""
         return self.settings.eval_steps or self.order.steps_a_pass
+
+    @property
+    def notes(self) -> list[str]:
+        """What to say of how many steps there are."""
+        epochs, most = self.settings.num_train_epochs, self.settings.max_steps or 0
+        short = f"{flag('max_steps')} {most} is not reached: {flag('num_train_epochs')} {epochs:g} ends after step {self.steps}"
+        return [f"{short}; raise it for more"] if most > self.steps else []
 
     def source(self, start: int) -> Source:
         """The batches behind step `start`."""

@@ -90,7 +90,8 @@ def run(
         yield from map(Note, (*loaded.notes, *checked(settings, method, loaded, data, call, tokens_per_micro=budget)))
         if call.dry:
             if not settings.cache_reference:  # it would change what the steps cost
-                yield Note(str(estimate(course(settings, method, loaded, data, accelerator, budget))))
+                going = course(settings, method, loaded, data, accelerator, budget)
+                yield from map(Note, (*going.notes, str(estimate(going))))
             return
         found_out = {**facts(name, settings, method, loaded, data), "tokens_per_micro": budget}
         record = manifest(understood, {**found_out, "verified": dict(call.verified)})
@@ -104,8 +105,7 @@ def run(
         references = None
         if settings.cache_reference:
             with accelerator.autocast():
-                mark = record["reference"]["fingerprint"]
-                references, said = kept_references(settings, loaded, data, mark, budget)
+                references, said = kept_references(settings, loaded, data, record["reference"]["fingerprint"], budget)
             yield from map(Note, said)
         going = course(settings, method, loaded, data, accelerator, budget)._replace(references=references)
         yield from _trained(going, call, found, record)
@@ -120,6 +120,7 @@ def _found(directory: Path) -> tuple[Checkpoint | None, list[str]]:
 
 def _trained(going: Course, call: Call, found: Checkpoint | None, record: dict[str, Any]) -> Iterator[Event]:
     """The steps, each written down and saved when it is due; then the result."""
+    yield from map(Note, going.notes)
     directory = Path(going.settings.output)
     record |= {"steps": going.steps}
     if ranks.first():
