@@ -65,19 +65,25 @@ def _together(
     directory: Path, recipe: Recipe, jobs: Sequence[tuple[Trial | None, int]], done: str, processes: int
 ) -> Iterator[Event]:
     """Do what is not done yet, and say how far it is."""
-    files = [file_of(directory, *job) for job in jobs]
-    left = [job for job, file in zip(jobs, files, strict=True) if not file.exists()]
+    files = {job: file_of(directory, *job) for job in jobs}
+    left = [job for job in jobs if not files[job].exists()]
     if len(left) < len(jobs):
         yield Note(f"{len(jobs) - len(left)} of {len(jobs)} {done}, by an earlier run")
-    began, told = time.monotonic(), len(jobs) - len(left)
+    began, told = time.monotonic(), len(left)
     for _ in side_by_side(partial(_written, directory, recipe), left, processes):
-        count = sum(file.exists() for file in files)
-        if count - told >= EVERY or count == len(jobs) > told:
-            told = count
-            minutes = (time.monotonic() - began) / 60 / (count - len(jobs) + len(left)) * (len(jobs) - count)
+        waiting = [job for job in left if not files[job].exists()]
+        if told - len(waiting) >= EVERY or told > len(waiting) == 0:
+            told = len(waiting)
+            rest = _steps(recipe, waiting)
+            minutes = (time.monotonic() - began) / 60 / (_steps(recipe, left) - rest) * rest
             yield Note(
-                f"{count} of {len(jobs)} {done}{f', about {minutes:.0f} min to go' if count < len(jobs) else ''}"
+                f"{len(jobs) - told} of {len(jobs)} {done}{f', about {minutes:.0f} min to go' if waiting else ''}"
             )
+
+
+def _steps(recipe: Recipe, jobs: Sequence[tuple[Trial | None, int]]) -> int:
+    """What they cost, as far as it can be told before."""
+    return sum(recipe.long_steps if trial and trial.long else recipe.steps for trial, _ in jobs)
 
 
 def _written(directory: Path, recipe: Recipe, job: tuple[Trial | None, int]) -> None:
