@@ -26,6 +26,7 @@ from mutations import Mutation
 AT_ONCE = 2
 SLOWEST = 20  # times a test's seconds on the unchanged code, and START, after which a mutant counts as killed
 START = 10  # seconds
+KILLERS = 3  # tests that a mutant meets first
 MEMORY = 12 << 30  # bytes, beyond which it does too
 
 
@@ -108,10 +109,13 @@ class Watch:
 
 
 class Choice:
-    """A pytest plugin: these tests alone, in this order, each with SLOWEST times its seconds, and some, until it is over."""
+    """A pytest plugin: these tests alone, in this order, each with SLOWEST times its seconds, and some, until it is over.
 
-    def __init__(self, seconds: Mapping[str, float]) -> None:
-        self.seconds = seconds
+    `killer` gets the name of the test that fails.
+    """
+
+    def __init__(self, seconds: Mapping[str, float], killer: Path) -> None:
+        self.seconds, self.killer = seconds, killer
         self.rank = {test: n for n, test in enumerate(seconds)}
         signal.alarm(START)
 
@@ -122,6 +126,11 @@ class Choice:
     def pytest_runtest_setup(self, item: pytest.Item) -> None:
         """Winds the clock."""
         signal.alarm(START + int(SLOWEST * self.seconds[item.nodeid]))
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Writes it down."""
+        if report.failed:
+            self.killer.write_text(report.nodeid)
 
 
 def run_tests(files: Iterable[str], directory: Path, plugin: Watch | Choice) -> int:
@@ -178,7 +187,7 @@ def clean(files: Sequence[str], scratch: Path) -> Clean:
     return whole
 
 
-def started(job: Job, seconds: Mapping[str, float], scratch: Path) -> int:
+def started(job: Job, seconds: Mapping[str, float], scratch: Path, killer: Path) -> int:
     """The process id of a child that runs tests on a mutant."""
     if pid := os.fork():
         return pid
@@ -187,24 +196,28 @@ def started(job: Job, seconds: Mapping[str, float], scratch: Path) -> int:
         print_to(os.devnull)
         resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
         sys.meta_path.insert(0, Mutated(job.path, job.mutation.source))
-        code = run_tests(dict.fromkeys(map(file_of, seconds)), scratch, Choice(seconds))
+        code = run_tests(dict.fromkeys(map(file_of, seconds)), scratch, Choice(seconds, killer))
     finally:
         os._exit(code)
 
 
 def fates(jobs: Sequence[Job], scratch: Path, seen: Clean) -> Iterator[tuple[Mutation, str]]:
-    """Each mutation as it ends, with "killed", "timed out" or "survived"."""
-    waiting, running, slots = deque(jobs), {}, set(range(AT_ONCE))
+    """Each mutation as it ends, with "killed", "timed out" or "survived".
+
+    First it meets the tests that killed others in its function: most die there, and few files need collecting.
+    """
+    waiting, running, slots = deque((job, True) for job in jobs), {}, set(range(AT_ONCE))
+    killers: dict[str, dict[str, float]] = {}
     while waiting or running:
         if waiting and slots:
-            job = waiting.popleft()
-            seconds = seen.able(job) if job.stages else {}
-            after = job._replace(stages=job.stages[1:])
+            job, fresh = waiting.popleft()
+            seconds = killers.get(job.mutation.function, {}) if fresh else seen.able(job) if job.stages else {}
+            after = job if fresh else job._replace(stages=job.stages[1:])
             if seconds:
                 slot = slots.pop()
-                running[started(job, seconds, scratch / str(slot))] = after, slot
-            elif after.stages:
-                waiting.appendleft(after)
+                running[started(job, seconds, scratch / str(slot), scratch / f"killer{slot}")] = after, slot
+            elif fresh or after.stages:
+                waiting.appendleft((after, False))
             else:
                 yield job.mutation, "survived"
         else:
@@ -212,11 +225,16 @@ def fates(jobs: Sequence[Job], scratch: Path, seen: Clean) -> Iterator[tuple[Mut
             after, slot = running.pop(pid)
             slots.add(slot)
             shutil.rmtree(scratch / str(slot), ignore_errors=True)
-            if status:
-                late = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGALRM
-                yield after.mutation, "timed out" if late else "killed"
-            else:
-                waiting.appendleft(after)
+            if not status:
+                waiting.appendleft((after, False))
+                continue
+            if (killer := scratch / f"killer{slot}").exists():
+                test = killer.read_text()
+                others = list(killers.get(after.mutation.function, {}).items())
+                killers[after.mutation.function] = {test: seen.seconds[test], **dict(others[: KILLERS - 1])}
+                killer.unlink()
+            late = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGALRM
+            yield after.mutation, "timed out" if late else "killed"
 
 
 def warmed(files: Sequence[str], scratch: Path) -> Clean:
