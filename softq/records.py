@@ -156,7 +156,7 @@ class Readout(NamedTuple):
 
     name: str
     models: tuple[str, ...]  # ("policy",), ("policy", "ref"), ...
-    at: str  # "logits"; "hidden": the head's input; "value": what a head of one number says of the state behind the action
+    at: str  # "log_probs" of the state; "hidden": the head's input; "value": what a head says of the state behind the action
     fn: Callable[[Mapping[str, Tensor], Tensor], Tensor]  # {model: [n, V], [n, H] or [n]}, action [n] -> [n, ...]
 
 

@@ -31,23 +31,23 @@ def numbers(*values: object) -> Tensor:
 
 def test_the_golden_teacher() -> None:
     entry = GOLDEN[2, "aligndistil_teacher"]
-    dpo, reverse = (numbers(*entry["inputs"][f"logits_{name}"]) for name in ("dpo", "reverse"))
+    dpo, reverse = (numbers(*entry["inputs"][f"logits_{name}"]).log_softmax(-1) for name in ("dpo", "reverse"))
     alpha, wanted = step_size(dpo, reverse, 10.0, 0.001), entry["expected"]
     assert alpha.tolist() == pytest.approx(wanted["alpha"], abs=1e-12)
     assert ((alpha - 0.001) / 10).tolist() == pytest.approx(wanted["tvd"], abs=1e-12)
     teacher = extrapolated(dpo, reverse, alpha).exp()
     assert teacher.tolist() == [pytest.approx(row, abs=1e-12) for row in wanted["teacher"]]
-    whole = (dpo.softmax(-1) - reverse.softmax(-1)).abs().sum(-1)
+    whole = (dpo.exp() - reverse.exp()).abs().sum(-1)
     assert abs(10 * whole[0] + 0.001 - wanted["alpha"][0]) > 2  # the official code's distance, without the ½
 
 
 def test_its_limits() -> None:
-    dpo, reverse = random_table(TREE, 1), random_table(TREE, 2)
+    dpo, reverse = (random_table(TREE, seed).log_softmax(-1) for seed in (1, 2))
     same = torch.zeros(3, dtype=torch.float64)
-    torch.testing.assert_close(extrapolated(dpo, reverse, same), dpo.log_softmax(-1))  # α = 0: the DPO model
+    torch.testing.assert_close(extrapolated(dpo, reverse, same), dpo)  # α = 0: the DPO model
     assert step_size(dpo, dpo, 20.0, 0.001).tolist() == [0.001] * 3
-    torch.testing.assert_close(extrapolated(dpo, dpo, same + 7), dpo.log_softmax(-1))
-    far = step_size(numbers([90.0, 0.0]), numbers([0.0, 90.0]), 1.0, 0.0)
+    torch.testing.assert_close(extrapolated(dpo, dpo, same + 7), dpo)
+    far = step_size(numbers([0.0, -90.0]), numbers([-90.0, 0.0]), 1.0, 0.0)
     assert far.item() == pytest.approx(1.0)  # the largest distance
     shifted = extrapolated(dpo + 3, reverse - 8, same + 2)
     torch.testing.assert_close(shifted, extrapolated(dpo, reverse, same + 2))
@@ -91,9 +91,9 @@ def test_the_loss_by_hand() -> None:
     method = METHODS["aligndistil"](beta=0.3, ratio=4.0, epsilon=0.2)
     of, tokens = some_models(), rows(OWN[:2])
     told, policy = cast(dict[str, TabularLM], of), cast(TabularLM, of["policy"])
-    of_dpo, of_reverse = (told[name].table.detach() for name in ("dpo", "reverse"))
+    of_dpo, of_reverse = (told[name].table.detach().log_softmax(-1) for name in ("dpo", "reverse"))
     alpha = step_size(of_dpo, of_reverse, 4.0, 0.2)
-    each = 0.3 / alpha * kl(policy.table.detach(), extrapolated(of_dpo, of_reverse, alpha))
+    each = 0.3 / alpha * kl(policy.table.detach().log_softmax(-1), extrapolated(of_dpo, of_reverse, alpha))
     means = []
     for ids, action in zip(tokens.ids.tolist(), tokens.action, strict=True):
         states = [policy.rows[tuple(ids[: t + 1])] for t in action.nonzero()[:, 0].tolist()]

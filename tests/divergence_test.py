@@ -7,11 +7,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from softq.mdp.divergence import corrected, full, k1, k2, k3, straight_through
+from softq.mdp import divergence
+from softq.mdp.divergence import corrected, k1, k2, k3, straight_through
 from softq.mdp.tabular import TabularLM, along, every_trajectory, token_tree
 
 exact = {"rtol": 0.0, "atol": 1e-10}
 SEEDS = range(4)
+
+
+def full(p: Tensor, q: Tensor) -> Tensor:
+    """Of logits."""
+    return divergence.full(p.log_softmax(-1), q.log_softmax(-1))
 
 
 def random(*shape: int, seed: int) -> Tensor:

@@ -186,8 +186,8 @@ def test_figures_by_hand(small: Ground) -> None:
         for ids, action, _ in pair.completions:
             row, taken = torch.tensor(ids)[None], torch.tensor(action)
             with torch.no_grad():
-                logits = [model(row).logits[0, :-1].double() for model in models]
-            told = [log_prob(those, row[0, 1:])[taken].sum().item() for those in logits]
+                logp = [model(row).logits[0, :-1].double().log_softmax(-1) for model in models]
+            told = [log_prob(those, row[0, 1:])[taken].sum().item() for those in logp]
             sides.append((told[0] - told[1], told[0], int(action.sum())))
         (chosen, here, n), (rejected, there, k) = sides
         gained.append((chosen, rejected))
@@ -215,7 +215,7 @@ def test_teachers_are_two_dpo_models_on_opposite_labels(small: Ground, monkeypat
     contrast = Readout(
         "contrast",
         ("policy", "dpo", "reverse"),
-        "logits",
+        "log_probs",
         lambda m, a: log_prob(m["dpo"], a) - log_prob(m["reverse"], a),
     )
 

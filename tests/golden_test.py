@@ -128,7 +128,8 @@ def token_level(entry: dict, needs: tuple) -> tuple[dict[str, Tensor], Batch, Te
     for readout in (LOGP, REF_LOGP, *needs):
         rows = []
         for side in "wl":
-            seen = {"policy": leaves[side], "ref": tensor(inputs[f"logits_ref_{side}"])}
+            logits = {"policy": leaves[side], "ref": tensor(inputs[f"logits_ref_{side}"])}
+            seen = {name: each.log_softmax(-1) for name, each in logits.items()}
             values = readout.fn(seen, torch.tensor(inputs[f"y_{side}"]))
             rows.append(torch.cat([values, values.new_zeros(3 - len(values))]))
         scored[readout.name] = torch.stack(rows)
@@ -272,7 +273,7 @@ def test_soft_backup_on_the_fixture() -> None:
 def test_readouts_by_hand() -> None:
     p, q = tensor([[0.5, 0.25, 0.25]]), tensor([[0.8, 0.1, 0.1]])
     forward = 0.5 * torch.log(tensor(0.5 / 0.8)) + 0.5 * torch.log(tensor(2.5))
-    torch.testing.assert_close(readouts.kl(p.log(), 3 + q.log())[0], forward)
+    torch.testing.assert_close(readouts.kl(p.log(), q.log())[0], forward)
     torch.testing.assert_close(readouts.entropy(p.log())[0], 1.5 * torch.log(tensor(2.0)))
     torch.testing.assert_close(readouts.log_collision(p.log())[0], torch.log(tensor(0.375)))
     seen, action = {"policy": p.log(), "ref": q.log()}, torch.tensor([1])

@@ -164,9 +164,8 @@ def test_without_a_reference_its_columns_are_absent() -> None:
 
 
 def test_a_reading_keeps_the_best_tokens_and_no_more() -> None:
-    logits = torch.tensor([[0.0, 3.0, 1.0, 2.0, -1.0]])
-    read = reading_of(2, False).fn({"policy": logits}, torch.tensor([2]))
-    logp = logits.log_softmax(-1)[0]
+    logp = torch.tensor([0.0, 3.0, 1.0, 2.0, -1.0]).log_softmax(-1)
+    read = reading_of(2, False).fn({"policy": logp[None]}, torch.tensor([2]))
     expected = [-(logp.exp() * logp).sum(), 2.0, logp[1], 1.0, 3.0, logp[1], logp[3]]
     assert read.tolist() == [pytest.approx([float(value) for value in expected])]
 

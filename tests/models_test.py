@@ -135,12 +135,12 @@ def by_hand(loaded: Any, pairs_file: Path) -> float:
         prompt, said = (loaded.tokenizer(text)["input_ids"] for text in (row["prompt"], row["chosen"]))
         ids = torch.tensor([[*prompt, *said, loaded.tokenizer.eos_token_id]])
 
-        def logits(name: str, ids: Tensor = ids, start: int = len(prompt) - 1) -> Tensor:
+        def logp(name: str, ids: Tensor = ids, start: int = len(prompt) - 1) -> Tensor:
             with torch.no_grad():
-                return loaded.models[name].model(ids).logits[0, start:-1].double()
+                return loaded.models[name].model(ids).logits[0, start:-1].double().log_softmax(-1)
 
-        alpha = step_size(logits("dpo"), logits("reverse"), 20.0, 0.001)
-        each = 0.1 / alpha * kl(logits("policy"), extrapolated(logits("dpo"), logits("reverse"), alpha))
+        alpha = step_size(logp("dpo"), logp("reverse"), 20.0, 0.001)
+        each = 0.1 / alpha * kl(logp("policy"), extrapolated(logp("dpo"), logp("reverse"), alpha))
         means.append(each.mean().item())
     return math.fsum(means) / len(means)
 

@@ -192,7 +192,7 @@ def test_hidden_readouts_see_the_input_of_the_head() -> None:
 
 def test_a_missing_model_is_named() -> None:
     models = Models({"policy": some_models()["policy"]})
-    far = Readout("far", ("policy", "teacher"), "logits", lambda logits, action: logits["teacher"])
+    far = Readout("far", ("policy", "teacher"), "log_probs", lambda logp, action: logp["teacher"])
     with pytest.raises(ValueError) as caught:
         score(models, rows([0]), (REF_LOGP, far))
     assert str(caught.value) == "a readout sees the model(s) ['ref', 'teacher'], but only ['policy'] are loaded"

@@ -45,10 +45,11 @@ def fixture(name: str, needs: Method) -> tuple[Tensor, dict[str, Tensor], Batch]
     ids = torch.tensor([[9, *x["y_w"], 0], [9, *x["y_l"]]])
     action = torch.tensor([[True, True, False], [True] * 3])
     where = action.nonzero(as_tuple=True)
-    seen, taken = {"policy": leaf[action], "ref": ref[action]}, ids[:, 1:][action]
+    seen = {"policy": leaf[action].log_softmax(-1), "ref": ref[action].log_softmax(-1)}
+    taken = ids[:, 1:][action]
     empty = torch.zeros(2, 3, dtype=torch.float64)
     scored = {r.name: empty.index_put(where, r.fn(seen, taken)) for r in needs.needs}
-    scored["logp"] = empty.index_put(where, seen["policy"].log_softmax(-1).gather(1, taken[:, None])[:, 0])
+    scored["logp"] = empty.index_put(where, seen["policy"].gather(1, taken[:, None])[:, 0])
     diff = numbers([*masks.get("diff_mask_w", [0, 0]), 0], masks.get("diff_mask_l", [0, 0, 0]))
     tokens = Tokens(ids, action, torch.ones(2, dtype=torch.bool), torch.zeros(2, dtype=torch.int64))
     return leaf, scored, Batch(tokens, Pairs(torch.tensor([0]), torch.tensor([1])), {"diff": diff})

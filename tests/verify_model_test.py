@@ -19,7 +19,6 @@ from softq.lm import score as scoring
 from softq.lm.load import Lora, load
 from softq.lm.probe import rows_of
 from softq.lm.reference import fingerprint
-from softq.mdp import readouts
 from softq.objectives import weights
 from softq.records import Batch, Pairs, Term
 from softq.training import measure, reference_cache
@@ -196,10 +195,7 @@ def test_log_probs_that_are_shifted_in_scoring(llama: OnModel, monkeypatch: pyte
 
 
 def test_log_probs_without_their_normaliser(llama: OnModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    def gathered(logits: Tensor, action: Tensor) -> Tensor:
-        return logits.gather(-1, action[:, None])[:, 0]
-
-    monkeypatch.setattr(readouts, "log_prob", gathered)
+    monkeypatch.setattr(scoring, "_input", lambda at, model, name, states: model.logits(states))
     assert set(red(llama)) == {"own forward", "normalisation"}
 
 

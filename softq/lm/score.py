@@ -146,7 +146,7 @@ def _input(at: str, model: LanguageModel, name: str, states: Tensor) -> Tensor:
     if at == "hidden":
         return states
     with nullcontext() if name == "policy" else torch.no_grad():
-        return model.logits(states)
+        return model.logits(states).log_softmax(-1)  # once, for all that is read of a state
 
 
 def _scatter(values: Tensor, action: Tensor) -> Tensor:

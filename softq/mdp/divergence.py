@@ -28,7 +28,7 @@ from torch import Tensor
 
 from softq.mdp.readouts import kl
 
-full = kl  # the exact KL of each state from both vocabularies, [n, V], [n, V] -> [n], nats; value and gradient
+full = kl  # the exact KL of each state from the log-probs of both vocabularies, [n, V], [n, V] -> [n], nats; value and gradient
 
 
 def k1(d: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""All that is told of a state, read off its logits at once: what is shown of a policy token by token."""
+"""All that is told of a state, read off its log-probs at once: what is shown of a policy token by token."""
 
 from collections.abc import Mapping
 from functools import cache
@@ -11,25 +11,25 @@ from softq.records import Readout
 ALONE: tuple[str, ...] = ("entropy", "rank", "best")
 COMPARED: tuple[str, ...] = (*ALONE, "ref_entropy", "kl", "kl_from_ref")
 BLOCK = 2**18
-"""Logits of a model that a processor reads at once: what is made of them on the way stays in its cache."""
+"""Log-probs of a model that a processor reads at once: what is made of them on the way stays in its cache."""
 
 
 @cache
 def reading_of(top: int, compared: bool) -> Readout:
     """Numbers of a state, and the policy's `top` likeliest tokens: [n, V] -> [n, R]; `unpacked` gives them their names.
 
-    One log-softmax a model serves them all. Token ids are exact in float32 below 2^24.
+    Token ids are exact in float32 below 2^24.
     """
 
     def block(models: Mapping[str, Tensor], action: Tensor) -> Tensor:
-        logp = models["policy"].log_softmax(-1)
+        logp = models["policy"]
         taken = logp.gather(-1, action[:, None])
         best, token = logp.topk(min(top, logp.shape[-1]), -1)
         p = logp.exp()
         numbers = [-(p * logp).sum(-1), (logp > taken).sum(-1), best[:, 0]]
         lists = [token, best]
         if compared:
-            ref_logp = models["ref"].log_softmax(-1)
+            ref_logp = models["ref"]
             q, ratio = ref_logp.exp(), logp - ref_logp
             numbers += [-(q * ref_logp).sum(-1), (p * ratio).sum(-1), -(q * ratio).sum(-1)]
             lists.append(ref_logp.gather(-1, token))
@@ -42,7 +42,7 @@ def reading_of(top: int, compared: bool) -> Readout:
         parts = [slice(start, start + step) for start in range(0, states, step)] or [slice(0)]
         return torch.cat([block({name: of[part] for name, of in models.items()}, action[part]) for part in parts])
 
-    return Readout("reading", ("policy", "ref") if compared else ("policy",), "logits", fn)
+    return Readout("reading", ("policy", "ref") if compared else ("policy",), "log_probs", fn)
 
 
 def unpacked(reading: Tensor, compared: bool) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""Logits to numbers: everything of the size of the vocabulary is reduced here, in nats, one number per action."""
+"""Log-probs to numbers: everything of the size of the vocabulary is reduced here, in nats, one number per action."""
 
 from collections.abc import Mapping
 from functools import cache
@@ -10,57 +10,55 @@ from torch import Tensor
 from softq import masked
 from softq.records import Readout
 
-Models = Mapping[str, Tensor]  # {model: logits [n, V]}
+Models = Mapping[str, Tensor]  # {model: log-probs [n, V]}
 
 
-def log_prob(logits: Tensor, action: Tensor) -> Tensor:
-    """log softmax(logits)[action]: [n, V], [n] -> [n]. In one operation, whose gradient needs one array of [n, V]."""
-    return -F.cross_entropy(logits, action, reduction="none")
+def log_prob(logp: Tensor, action: Tensor) -> Tensor:
+    """log π(action): [n, V], [n] -> [n]."""
+    return logp.gather(-1, action[:, None])[:, 0]
 
 
-def entropy(logits: Tensor) -> Tensor:
+def entropy(logp: Tensor) -> Tensor:
     """H = -Σ_a π(a) log π(a): [n, V] -> [n]."""
-    logp = logits.log_softmax(-1)
     return -(logp.exp() * logp).sum(-1)
 
 
-def kl(p_logits: Tensor, q_logits: Tensor) -> Tensor:
-    """KL(p‖q) = Σ_a p(a) log p(a)/q(a): [n, V], [n, V] -> [n]. Log-softmax on both sides, so no 0 · log 0 arises."""
-    p, q = p_logits.log_softmax(-1), q_logits.log_softmax(-1)
-    return (p.exp() * (p - q)).sum(-1)
+def kl(p_logp: Tensor, q_logp: Tensor) -> Tensor:
+    """KL(p‖q) = Σ_a p(a) log p(a)/q(a): [n, V], [n, V] -> [n]. Of log-softmaxes, which are finite: no 0 · log 0 arises."""
+    return (p_logp.exp() * (p_logp - q_logp)).sum(-1)
 
 
-def log_collision(logits: Tensor) -> Tensor:
+def log_collision(logp: Tensor) -> Tensor:
     """log Σ_a π(a)², the log-probability that two draws agree: [n, V] -> [n]. WPO (arXiv 2406.11827)."""
-    return (2 * logits).logsumexp(-1) - 2 * logits.logsumexp(-1)
+    return (2 * logp).logsumexp(-1)
 
 
-def cringe(logits: Tensor, action: Tensor, k: int) -> Tensor:
+def cringe(logp: Tensor, action: Tensor, k: int) -> Tensor:
     """Σ_c sg[p_c] h(s_c - s_a), h(z) = -log σ(z), over the k likeliest tokens c beside the action a: [n, V], [n] -> [n].
 
-    p is the softmax of their logits s, without gradient: the expectation of the contrast with one c drawn from p (Cringe,
+    p is the softmax of their log-probs s, without gradient: the expectation of the contrast with one c drawn from p (Cringe,
     arXiv 2312.16682), whose expected gradient it has. A vocabulary of fewer than k + 1 tokens gives all its others.
     """
-    best, token = logits.topk(min(k + 1, logits.shape[-1]), -1)
+    best, token = logp.topk(min(k + 1, logp.shape[-1]), -1)
     taken = token == action[:, None]
     spare = ~taken.any(-1) & (
         best.shape[-1] == k + 1
     )  # the action is not among the best k + 1: the last is one too many
     outside = taken | (spare[:, None] & (torch.arange(best.shape[-1], device=best.device) == k))
     share = best.detach().masked_fill(outside, -torch.inf).softmax(-1)
-    contrast = F.softplus(logits.gather(-1, action[:, None]) - best)
+    contrast = F.softplus(logp.gather(-1, action[:, None]) - best)
     return masked.product(share.nan_to_num(), contrast).sum(-1)  # nan: a vocabulary of one token has no others
 
 
-def step_size(dpo_logits: Tensor, reverse_logits: Tensor, ratio: float, epsilon: float) -> Tensor:
+def step_size(dpo_logp: Tensor, reverse_logp: Tensor, ratio: float, epsilon: float) -> Tensor:
     """α = ratio · TVD + ε with TVD = ½ Σ_a |p_d(a) - p_r(a)| in [0, 1]: [n, V], [n, V] -> [n] (AlignDistil, arXiv 2503.02832)."""
-    apart = (dpo_logits.softmax(-1) - reverse_logits.softmax(-1)).abs().sum(-1)
+    apart = (dpo_logp.exp() - reverse_logp.exp()).abs().sum(-1)
     return ratio * apart / 2 + epsilon
 
 
-def extrapolated(dpo_logits: Tensor, reverse_logits: Tensor, alpha: Tensor) -> Tensor:
+def extrapolated(dpo_logp: Tensor, reverse_logp: Tensor, alpha: Tensor) -> Tensor:
     """log softmax(z_d + α (z_d - z_r)) [n, V]: from the reverse model through the DPO model and on by α [n] (AlignDistil)."""
-    return (dpo_logits + alpha[:, None] * (dpo_logits - reverse_logits)).log_softmax(-1)
+    return (dpo_logp + alpha[:, None] * (dpo_logp - reverse_logp)).log_softmax(-1)
 
 
 def _logp(models: Models, action: Tensor) -> Tensor:
@@ -91,25 +89,25 @@ def _value(models: Models, action: Tensor) -> Tensor:
     return models["policy"]
 
 
-LOGP = Readout("logp", ("policy",), "logits", _logp)
-REF_LOGP = Readout("ref_logp", ("ref",), "logits", _ref_logp)
-ENTROPY = Readout("entropy", ("policy",), "logits", _entropy)
-KL = Readout("kl", ("policy", "ref"), "logits", _kl)  # KL(π‖π_ref) of the state
-KL_FROM_REF = Readout("kl_from_ref", ("policy", "ref"), "logits", _kl_from_ref)  # KL(π_ref‖π) of the state
-LOG_COLLISION = Readout("log_collision", ("policy",), "logits", _log_collision)
+LOGP = Readout("logp", ("policy",), "log_probs", _logp)
+REF_LOGP = Readout("ref_logp", ("ref",), "log_probs", _ref_logp)
+ENTROPY = Readout("entropy", ("policy",), "log_probs", _entropy)
+KL = Readout("kl", ("policy", "ref"), "log_probs", _kl)  # KL(π‖π_ref) of the state
+KL_FROM_REF = Readout("kl_from_ref", ("policy", "ref"), "log_probs", _kl_from_ref)  # KL(π_ref‖π) of the state
+LOG_COLLISION = Readout("log_collision", ("policy",), "log_probs", _log_collision)
 VALUE = Readout("value", ("policy",), "value", _value)  # in reward: of the state that the action leads to
 
 
 @cache
 def logp_of(model: str) -> Readout:
     """A model's log-probability of the action, nats, by the name "MODEL_logp"."""
-    return Readout(f"{model}_logp", (model,), "logits", lambda models, action: log_prob(models[model], action))
+    return Readout(f"{model}_logp", (model,), "log_probs", lambda models, action: log_prob(models[model], action))
 
 
 @cache
 def cringe_of(k: int) -> Readout:
     """The contrast with the policy's k likeliest other tokens, nats."""
-    return Readout("cringe", ("policy",), "logits", lambda models, action: cringe(models["policy"], action, k))
+    return Readout("cringe", ("policy",), "log_probs", lambda models, action: cringe(models["policy"], action, k))
 
 
 @cache
@@ -120,7 +118,7 @@ def distillation_of(beta: float, ratio: float, epsilon: float) -> Readout:
         alpha = step_size(models["dpo"], models["reverse"], ratio, epsilon)
         return beta / alpha * kl(models["policy"], extrapolated(models["dpo"], models["reverse"], alpha))
 
-    return Readout("distillation", ("policy", "dpo", "reverse"), "logits", fn)
+    return Readout("distillation", ("policy", "dpo", "reverse"), "log_probs", fn)
 
 
 @cache
@@ -131,4 +129,4 @@ def teacher_of(ratio: float, epsilon: float) -> Readout:
         alpha = step_size(models["dpo"], models["reverse"], ratio, epsilon)
         return log_prob(extrapolated(models["dpo"], models["reverse"], alpha), action)
 
-    return Readout("teacher_logp", ("dpo", "reverse"), "logits", fn)
+    return Readout("teacher_logp", ("dpo", "reverse"), "log_probs", fn)

@@ -93,10 +93,10 @@ def scored_from(entry: Entry, method: Method, dtype: torch.dtype = torch.float64
         leaf = _tensor(inputs["logp"], action, dtype).requires_grad_()
         return leaf, {"logp": leaf} | {name: _tensor(inputs[name], action, dtype) for name in names}
     leaf = _tensor(inputs["logits"], action, dtype).requires_grad_()
-    seen = {"policy": leaf[action]}
-    seen |= {
-        name: _tensor(inputs[f"{name}_logits"], action, dtype)[action] for name in OTHERS if f"{name}_logits" in inputs
+    logits = {"policy": leaf} | {
+        name: _tensor(inputs[f"{name}_logits"], action, dtype) for name in OTHERS if f"{name}_logits" in inputs
     }
+    seen = {name: of[action].log_softmax(-1) for name, of in logits.items()}
     taken = batch.tokens.ids[:, 1:][action]
     where = action.nonzero(as_tuple=True)
     empty = torch.zeros(action.shape, dtype=dtype)

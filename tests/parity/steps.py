@@ -75,7 +75,8 @@ def answers(logits: Tensor, tokens: Tokens) -> dict[str, Tensor]:
 def scored(step: Step) -> Scored:
     """What softq's readouts say of the same logits."""
     action = step.batch.tokens.action
-    seen = {"policy": step.policy["logits"][:, :-1][action], "ref": step.reference["logits"][:, :-1][action]}
+    models = {"policy": step.policy, "ref": step.reference}
+    seen = {name: said["logits"][:, :-1][action].log_softmax(-1) for name, said in models.items()}
     where, taken = action.nonzero(as_tuple=True), step.batch.tokens.ids[:, 1:][action]
     empty = torch.zeros(action.shape, dtype=step.leaf.dtype)
     return {readout.name: empty.index_put(where, readout.fn(seen, taken)) for readout in READ}
