@@ -82,10 +82,10 @@ def how_made(results: Results, recipe: Recipe) -> str:
   win probabilities, and gets 0.8 and 0.2; the four regressions take differences of rewards for log-odds, and get
   log(0.8/0.2) and 0. bmc marks the tokens in which the two sides differ. aligndistil has two teachers, dpo
   at its β on these pairs and on these pairs swapped, of {recipe.steps} steps each, which count in its time alone.
-- Rounding: another processor adds floats in another order, and 600 steps later it is another training. There the same
-  seeds gave the same picture (half of the rewards within 0.015), and all that shows here but two claims: robust beat
-  dpo at 20 % flipped by 0.050 (−0.003 to 0.10), and ipo's collapse was 0.027 (−0.013 to 0.068). In one world methods
-  of β 0.01 ran to a KL of 2.6 to 8.7, so that nca's fall could not be told.
+- Rounding: another processor adds floats in another order, and 600 steps later it is another training. The same seeds gave
+  the same picture on two of them, but robust beat dpo at 20 % flipped by 0.034 (0.023 to 0.044) on one and by 0.050
+  (−0.003 to 0.10) on the other, ipo's collapse was 0.038 (0.029 to 0.046) and 0.027 (−0.013 to 0.068), and on the
+  other methods of β 0.01 ran in one world to a KL of 2.6 to 8.7. A verdict near its limit is a matter of such chance.
 - One training took {seconds[len(seconds) // 2]:.1f} s of a processor (median, evaluation included), all of them
   {sum(seconds) / 60:.0f} minutes.
 """
