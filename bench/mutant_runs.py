@@ -238,7 +238,8 @@ def fates(jobs: Sequence[Job], scratch: Path, seen: Clean) -> Iterator[tuple[Mut
 
 
 def warmed(files: Sequence[str], scratch: Path) -> Clean:
-    """The clean run; then imports once, here, what every child would import again of others."""
+    """The clean run, which also compiles everything; then imports once, here, what every child would import of others."""
+    sys.dont_write_bytecode = False  # or every child would compile it all again
     seen = clean(files, scratch)
     for name in seen.modules:
         with contextlib.suppress(Exception):
