@@ -4,10 +4,10 @@
     python bench/every_method.py                        # generated pairs of HH's lengths
 
 All methods start from the same random weights and take turns: step k of each, then step k + 1, so all see the same moments of
-a busy machine; each turn begins with another method. The cost is CPU time of the step, in the median, over dpo's. Pairs are
-converted where a method takes something else, as `softq train` converts them, and it is said. Steps hold the same records for
-all methods. AlignDistil's teachers are made first, by as many steps of dpo, the second on swapped labels. Ends with 1 where a
-number is not finite.
+a busy machine; each turn begins with another method. The cost is the step's CPU time over that of dpo's step of the same turn,
+which holds the same records, in the median. Pairs are converted where a method takes something else, as `softq train` converts
+them, and it is said. AlignDistil's teachers are made first, by as many steps of dpo, the second on swapped labels. Ends with 1
+where a number is not finite.
 
 What may cost more than dpo: rows beside the pairs (kto's mismatched completions), a second pass (coupled methods whose step is
 cut into micro-batches), more models, or more of the vocabulary than the log-prob of the token taken. It is said in the table.
@@ -104,8 +104,7 @@ def main() -> int:
     print(
         f"{len(data.records):,} pairs; {options.steps} steps of {options.batch_size}; Qwen2, {size:.1f} M parameters; one thread"
     )
-    dpo = statistics.median(runners[0].seconds)
-    rows = [row(runner, dpo) for runner in runners]
+    rows = [row(runner, runners[0].seconds) for runner in runners]
     widths = [max(len(cells[i]) for cells in rows) for i in range(len(rows[0]))]
     for cells in rows:
         print("  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip())
@@ -206,9 +205,10 @@ def one_step(runner: Runner) -> None:
     runner.worst.extend(float(value) for value in step.memory.values() if not torch.isfinite(value).all())
 
 
-def row(runner: Runner, dpo: float) -> tuple[str, ...]:
-    """Name, CPU milliseconds a step, over dpo's, why it may be more, and whether all was finite."""
+def row(runner: Runner, dpo: list[float]) -> tuple[str, ...]:
+    """Name, CPU milliseconds a step, over dpo's step of the same turn, whether all was finite, and why it may cost more."""
     each = statistics.median(runner.seconds)
+    ratio = statistics.median(mine / its for mine, its in zip(runner.seconds, dpo, strict=True))
     why = []
     if runner.method.takes == "labels+mismatched":
         why.append("mismatched rows")
@@ -217,7 +217,7 @@ def row(runner: Runner, dpo: float) -> tuple[str, ...]:
     more = [readout.name for readout in runner.method.needs if readout.name != "ref_logp"]
     why += [f"reads {name}" for name in more]
     finite = "finite" if not runner.worst else f"NOT FINITE: {runner.worst[:3]}"
-    return runner.name, f"{1000 * each:.0f} ms", f"{each / dpo:.2f} x", finite, ", ".join(why)
+    return runner.name, f"{1000 * each:.0f} ms", f"{ratio:.2f} x", finite, ", ".join(why)
 
 
 if __name__ == "__main__":
