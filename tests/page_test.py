@@ -137,6 +137,12 @@ def test_numbers_as_people_write_them(value: float | None, unit: str, text: str)
     assert shown(value, unit) == text
 
 
+def test_negative_numbers_of_sentences_have_the_sign_of_figures() -> None:
+    report = made(10)
+    report["verdict"]["told"] = "It fell by -3.5 (-4 to -1e-3), which is -log 2 in run-3 of a/-5; -x."
+    assert "It fell by −3.5 (−4 to −1e-3), which is −log 2 in run-3 of a/-5; -x." in html(report)
+
+
 def test_the_strongest_colour_is_a_high_quantile() -> None:
     report = made(64)
     values = sorted(abs(value) for pair in _pairs(report) for side in pair.values() for value in side["reward"])

@@ -8,6 +8,7 @@ import base64
 import gzip
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -54,7 +55,7 @@ DATA = ("noise", "labels", "ledger")
 def html(report: Mapping[str, Any]) -> str:
     """The page of a report (the dict that softq.inspection.report makes)."""
     templates = environment()
-    templates.filters |= {"shown": shown, "number": count}
+    templates.filters |= {"shown": shown, "number": count, "prose": prose}
     templates.globals["signs"] = SIGNS
     other = report.get("other")
     colours = {"low": LOW, "high": HIGH, "shades": SHADES}
@@ -95,6 +96,11 @@ def shown(value: float | None, unit: str = "") -> str:
     else:
         text = f"{value:#.3g}".removesuffix(".")
     return text.replace("-", "−")
+
+
+def prose(sentence: str) -> str:
+    """A sentence whose negative numbers, and -log, have the sign that figures have."""
+    return re.sub(r"(?<![^\s(])-(?=\d|log\b)", "−", sentence)
 
 
 def count(value: int) -> str:
