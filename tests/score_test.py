@@ -214,6 +214,18 @@ def test_no_gradient_reaches_the_reference(chunk: int, monkeypatch: pytest.Monke
     assert all(parameter.grad is not None for parameter in models["policy"].parameters())
 
 
+def test_values_of_another_model_take_no_gradient() -> None:
+    models = Models({name: TabularLM(TREE, random_table(TREE, seed)) for seed, name in enumerate(("policy", "ref"))})
+    worth = Readout("worth", ("policy", "ref"), "value", lambda values, action: values["policy"] - values["ref"])
+    leaves = every_trajectory(TREE)
+    scored = score(models, leaves, (worth,))
+    p, q = (models[name].table for name in ("policy", "ref"))
+    torch.testing.assert_close(scored["worth"], along(TREE, p - q, leaves), **close)
+    scored["worth"].sum().backward()
+    assert p.grad is not None
+    assert q.grad is None
+
+
 def test_without_gradient_nothing_is_recorded() -> None:
     with torch.no_grad():
         assert not any(values.requires_grad for values in score(pair(), TOKENS, EVERY).values())

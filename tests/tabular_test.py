@@ -317,6 +317,9 @@ def test_a_table_answers_the_two_questions() -> None:
     same(states[[0, 1, 2, 4]], table[[0, 2, 3, 1]])
     assert states[3].isnan().all()
     same(model.logits(states[:3]), states[:3])
+    values = model.values(forest)  # of the nodes that an action of state 0 leads to
+    same(values[[1, 2]], table[0, :2])
+    assert values[[0, 3, 4]].isnan().all()
     assert model.vocabulary == 3
     model.table.data[0] += 1
     assert (table == random_table(SMALL, 1)).all()  # the model has its own
