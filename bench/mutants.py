@@ -40,7 +40,7 @@ TESTS = {
         "inspection_tables loop measure examples",
     ),
     "softq/objectives/": (
-        "golden sharp fixed_points margins divergences lengths conformance unified errata contract sums",
+        "golden sharp fixed_points margins divergences lengths value_models conformance unified errata contract sums",
         "loop plan settings source measure examples",
     ),
     "softq/masked.py": ("tabular soft contract golden sharp score", "loop plan measure examples"),

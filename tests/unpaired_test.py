@@ -172,6 +172,7 @@ def test_the_mean_over_a_data_set_counts_every_mismatched_completion_once() -> N
 def test_only_a_baseline_of_the_step_couples_its_records() -> None:
     assert [METHODS["kto"](baseline=name).coupled for name in ("batch", "running", "dataset")] == [True, False, False]
     assert [METHODS["bco"](shift=name).coupled for name in ("batch", "running")] == [True, False]
+    assert not METHODS["apo_unpaired"]().coupled
     assert [method.stops for method in (kto(), bco(shift="batch"), kto(baseline="running"), bco())] == [
         True,
         True,

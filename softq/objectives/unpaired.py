@@ -127,7 +127,7 @@ def _nothing(*names: str) -> Memory:
 def _taken_in(memory: Memory, name: str, values: Tensor) -> Memory:
     """A mean, and the count that it is of, after more values."""
     count = memory[f"{name}_count"] + len(values)
-    mean = memory[name] + (values.detach().double().mean() - memory[name]) * len(values) / count
+    mean = memory[name] + (values.double().mean() - memory[name]) * len(values) / count
     return {name: mean, f"{name}_count": count}
 
 
