@@ -198,6 +198,12 @@ def test_a_missing_model_is_named() -> None:
     assert str(caught.value) == "a readout sees the model(s) ['ref', 'teacher'], but only ['policy'] are loaded"
 
 
+def test_what_a_readout_can_not_see_is_named() -> None:
+    raw = Readout("raw", ("policy",), "logits", lambda logits, action: logits["policy"])
+    with pytest.raises(ValueError, match="readout 'raw' is at 'logits'; expected one of log_probs, hidden, value"):
+        score(some_models(), rows([0]), (raw,))
+
+
 # --- gradient ---
 
 

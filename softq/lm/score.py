@@ -44,6 +44,10 @@ class Valued(Protocol):
         ...
 
 
+SEEN = ("log_probs", "hidden", "value")
+"""What a readout may see, its `at`."""
+
+
 class Models(nn.ModuleDict):
     """Models by name: "policy", which is trained, and frozen ones such as "ref". Calling it scores.
 
@@ -71,6 +75,9 @@ def _score(models: Mapping[str, LanguageModel], tokens: Tokens, needs: Sequence[
     missing = sorted({name for readout in (*said, *values) for name in readout.models} - set(models.keys()))
     if missing:
         raise ValueError(f"a readout sees the model(s) {missing}, but only {sorted(models.keys())} are loaded")
+    for readout in (*said, *values):
+        if readout.at not in SEEN:
+            raise ValueError(f"readout {readout.name!r} is at {readout.at!r}; expected one of {', '.join(SEEN)}")
     found = _said(models, tokens, said) if said else {}
     return found | (_valued(cast(Mapping[str, Valued], models), tokens, values) if values else {})
 
